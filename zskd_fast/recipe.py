@@ -1,0 +1,302 @@
+"""Recipes: named, complete sets of the numbers of a run, read from TOML files.
+
+No field has a default: a recipe names every number, so that a file says all there is to say about a run.
+"""
+
+import dataclasses
+import json
+import math
+import sys
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import dacite
+
+from zskd_fast.errors import InputError
+from zskd_fast.input_spec import InputSpec
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True)
+class SynthesisRecipe:
+    """How impressions are made from the teacher (sections 3.1 to 3.3 of the paper).
+
+    Raises InputError that names the field if a value is out of its range.
+    """
+
+    impressions: int
+    """How many impressions to make."""
+    betas: tuple[float, ...]
+    """Concentration scales that take turns; the paper gives half of the impressions 1.0 and half 0.1."""
+    concentration_floor: float
+    """Added to each class similarity before the scaling by beta, so that every concentration is positive."""
+    temperature: float
+    """Temperature of the teacher's softmax in the loss of an impression."""
+    steps: int
+    """Adam steps per impression."""
+    learning_rate: float
+    """Adam's learning rate at the first step, in units of the raw input."""
+    final_learning_rate_fraction: float
+    """The learning rate falls linearly to this fraction at the last step; 1 keeps it constant."""
+    adam_betas: tuple[float, float]
+    """Adam's decay of the mean and of the squared gradient."""
+    adam_eps: float
+    """Adam's epsilon."""
+    start_noise: Literal["uniform", "normal"]
+    """Distribution of the start: uniform on (0, 1) or standard normal."""
+    start_scale: float
+    """The start is start_shift + start_scale * noise, in units of the raw input."""
+    start_shift: float
+    """Offset of the start, in units of the raw input."""
+    clamp: bool
+    """Keep every impression inside the valid range of the input, at the start and after each step."""
+    l1: float
+    """Weight of the sum of absolute values of an impression, added to its loss."""
+    l2: float
+    """Weight of the sum of squares of an impression, added to its loss."""
+    batch_size: int
+    """Impressions optimised together; it changes the speed, not the impressions."""
+    shard_size: int
+    """Impressions per file of the store."""
+
+    def __post_init__(self):
+        check = _Check(self, "synthesis")
+        check.at_least(1, "impressions", "steps", "batch_size", "shard_size")
+        check.above_zero("concentration_floor", "temperature", "learning_rate", "adam_eps", "start_scale")
+        check.at_least(0, "l1", "l2", "final_learning_rate_fraction")
+        check.finite("start_shift")
+        check.decays("adam_betas")
+        check.that("betas", "one or more finite numbers above 0", _all_above_zero(self.betas))
+        check.that("start_noise", "'uniform' or 'normal'", self.start_noise in ("uniform", "normal"))
+
+
+@dataclass(frozen=True)
+class AugmentationRecipe:
+    """How a batch of impressions is varied before it is labelled; each impression draws its own numbers."""
+
+    rotation_sigma: float
+    """Standard deviation of the rotation angle, in radians; images only."""
+    scale_sigma: float
+    """Standard deviation of the logarithm of the zoom; images only."""
+    shift_sigma: float
+    """Standard deviation of the shift along each axis, as a fraction of half the width; images only."""
+    flip_probability: float
+    """Probability of a left-right flip; images only."""
+    mix_probability: float
+    """Probability that an impression a is mixed with another, b: w*a + (1-w)*b with w uniform on (0, 1)."""
+    noise_max: float
+    """Noise is Gaussian with a deviation uniform on (0, noise_max), as a fraction of the valid range."""
+    clamp: bool
+    """Clamp the result to the valid range of the input."""
+
+    def __post_init__(self):
+        check = _Check(self, "distillation.augmentation")
+        check.at_least(0, "rotation_sigma", "scale_sigma", "shift_sigma", "noise_max")
+        check.fraction("flip_probability", "mix_probability")
+
+    @property
+    def is_geometric(self) -> bool:
+        """Whether the augmentation moves pixels, which only an image [C, H, W] can bear."""
+        return any((self.rotation_sigma, self.scale_sigma, self.shift_sigma, self.flip_probability))
+
+
+@dataclass(frozen=True)
+class DistillationRecipe:
+    """How the student learns from the impressions (section 3.4 of the paper).
+
+    Raises InputError that names the field if a value is out of its range.
+    """
+
+    steps: int
+    """Training steps of the student."""
+    batch_size: int
+    """Impressions per step."""
+    temperature: float
+    """Temperature of both softmaxes in the distillation loss."""
+    relabel: bool
+    """The teacher labels each augmented batch; if false, its stored logits for the plain impressions do."""
+    max_learning_rate: float
+    """Peak learning rate of the one-cycle schedule (Adam)."""
+    warmup_fraction: float
+    """Share of the steps in which the learning rate rises."""
+    start_divisor: float
+    """The learning rate starts at max_learning_rate / start_divisor."""
+    final_divisor: float
+    """The learning rate ends at its start value / final_divisor."""
+    beta1_range: tuple[float, float]
+    """Adam's first decay moves from the second value to the first and back, against the learning rate."""
+    beta2: float
+    """Adam's second decay."""
+    adam_eps: float
+    """Adam's epsilon."""
+    augmentation: AugmentationRecipe
+    """Variation of each batch."""
+
+    def __post_init__(self):
+        check = _Check(self, "distillation")
+        check.at_least(1, "steps", "batch_size")
+        check.above_zero("temperature", "max_learning_rate", "start_divisor", "final_divisor", "adam_eps")
+        check.fraction("warmup_fraction", "beta2")
+        check.decays("beta1_range")
+        moves = self.augmentation.is_geometric or self.augmentation.mix_probability
+        if moves and not self.relabel:
+            raise InputError(
+                "recipe: with relabel = false the stored teacher logits belong to the plain impressions, "
+                "so rotation, scale, shift, flip and mixing must be 0"
+            )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every number of a run, from the teacher's input to the last step of the student."""
+
+    name: str
+    """Short name, also that of the file."""
+    description: str
+    """One sentence on what the recipe is for."""
+    input: InputSpec
+    """The teacher's input."""
+    synthesis: SynthesisRecipe
+    """How the impressions are made."""
+    distillation: DistillationRecipe
+    """How the student learns from them."""
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package, sorted."""
+    folder = resources.files("zskd_fast") / "recipes"
+    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """Reads a recipe: one that comes with the package, by name, or a TOML file, by path (``*.toml``).
+
+    Raises InputError that names the file, and the key where one is to blame, if the file is missing or is not
+    TOML, or if a key is unknown, missing, of the wrong type or out of its range.
+    """
+    text = _read_text(str(name_or_path))
+    try:
+        return recipe_from_dict(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"recipe {name_or_path} is not valid TOML: {error}") from error
+    except InputError as error:
+        raise InputError(f"recipe {name_or_path}: {str(error).removeprefix('recipe: ')}") from error
+
+
+def _read_text(name_or_path: str) -> str:
+    if not name_or_path.endswith(".toml"):
+        if name_or_path not in recipe_names():
+            known = ", ".join(recipe_names())
+            raise InputError(f"no recipe is named {name_or_path!r}; give a file *.toml or one of: {known}")
+        return (resources.files("zskd_fast") / "recipes" / f"{name_or_path}.toml").read_text("utf-8")
+    try:
+        return Path(name_or_path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the recipe {name_or_path}: {error}") from error
+
+
+def recipe_from_dict(values: dict[str, Any]) -> Recipe:
+    """The recipe that ``recipe_to_dict`` described; unknown, missing or mistyped keys raise InputError."""
+    _refuse_unknown_keys(Recipe, values, "")
+    config = dacite.Config(strict=True, cast=[tuple], type_hooks={float: _whole_number_as_float})
+    try:
+        return dacite.from_dict(Recipe, values, config)
+    except dacite.MissingValueError as error:
+        raise InputError(f"recipe: the key {error.field_path} is missing") from error
+    except dacite.WrongTypeError as error:
+        wanted = getattr(error.field_type, "__name__", str(error.field_type))
+        wanted = str(error.field_type) if "[" in str(error.field_type) else wanted
+        raise InputError(f"recipe: {error.field_path} must be {wanted}, got {error.value!r}") from error
+
+
+def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as nested dicts of numbers, strings and lists, fit for JSON and TOML."""
+    return dataclasses.asdict(recipe, dict_factory=lambda items: {k: _plain(v) for k, v in items})
+
+
+def recipe_to_toml(recipe: Recipe) -> str:
+    """The recipe as a TOML file that ``load_recipe`` reads back to an equal recipe."""
+    return "\n".join(_toml_lines(recipe_to_dict(recipe), ())) + "\n"
+
+
+def _refuse_unknown_keys(kind, values, prefix):
+    fields = {field.name: field.type for field in dataclasses.fields(kind)}
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        where = f"in [{prefix.removesuffix('.')}]" if prefix else "at the top level"
+        known = ", ".join(fields)
+        raise InputError(f"recipe: unknown key {prefix}{unknown[0]}; the keys {where} are: {known}")
+    for name, value in values.items():
+        if dataclasses.is_dataclass(fields[name]) and isinstance(value, dict):
+            _refuse_unknown_keys(fields[name], value, f"{prefix}{name}.")
+
+
+def _whole_number_as_float(value):
+    return float(value) if type(value) is int else value
+
+
+def _plain(value):
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _toml_lines(values, path):
+    tables = {key: value for key, value in values.items() if isinstance(value, dict)}
+    if path:
+        yield f"\n[{'.'.join(path)}]"
+    for key, value in values.items():
+        if key not in tables:
+            # A number, a boolean, a string or a list is spelled alike in JSON and in TOML.
+            yield f"{key} = {json.dumps(value, ensure_ascii=False)}"
+    for key, value in tables.items():
+        yield from _toml_lines(value, (*path, key))
+
+
+@dataclass(frozen=True)
+class _Check:
+    """Checks on the fields of a recipe, each with a sentence that names the field."""
+
+    recipe: Any
+    where: str
+
+    def that(self, name, wanted, holds):
+        if not holds:
+            got = getattr(self.recipe, name)
+            raise InputError(f"recipe: {self.where}.{name} must be {wanted}, got {got!r}")
+
+    def finite(self, *names):
+        for name in names:
+            self.that(name, "a finite number", _is_finite(getattr(self.recipe, name)))
+
+    def at_least(self, lowest, *names):
+        self.finite(*names)
+        for name in names:
+            self.that(name, f"at least {lowest}", getattr(self.recipe, name) >= lowest)
+
+    def above_zero(self, *names):
+        self.finite(*names)
+        for name in names:
+            self.that(name, "above 0", getattr(self.recipe, name) > 0)
+
+    def fraction(self, *names):
+        self.finite(*names)
+        for name in names:
+            self.that(name, "between 0 and 1", 0 <= getattr(self.recipe, name) <= 1)
+
+    def decays(self, name):
+        pair = getattr(self.recipe, name)
+        inside = len(pair) == 2 and all(_is_finite(decay) and 0 <= decay < 1 for decay in pair)
+        self.that(name, "two numbers from 0 up to, but not, 1", inside)
+
+
+def _is_finite(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _all_above_zero(values):
+    return len(values) > 0 and all(_is_finite(value) and value > 0 for value in values)
