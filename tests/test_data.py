@@ -48,14 +48,14 @@ def test_idx_layouts(tmp_path, subfolder, suffix, separator):
 def test_splits_are_not_mixed_up(tmp_path):
     write_idx(tmp_path, prefix="train")
     assert len(data.load_folder(tmp_path, "train")) == 7
-    with pytest.raises(InputError, match="no test images in .*t10k-images-idx3-ubyte"):
+    with pytest.raises(InputError, match=r"no test images in .*t10k-images-idx3-ubyte"):
         data.load_folder(tmp_path, "test")
 
 
 def test_two_sets_in_one_folder_are_ambiguous(tmp_path):
     write_idx(tmp_path / "MNIST/raw")
     write_idx(tmp_path / "FashionMNIST/raw")
-    with pytest.raises(InputError, match="more than one image set.*MNIST.*FashionMNIST"):
+    with pytest.raises(InputError, match=r"more than one image set.*MNIST.*FashionMNIST"):
         data.load_folder(tmp_path, "test")
 
 
@@ -81,7 +81,7 @@ def test_truncated_idx_file(tmp_path, kept):
 def test_truncated_gzip_stream(tmp_path):
     path = write_idx(tmp_path) / "t10k-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(InputError, match="ubyte.gz: truncated"):
+    with pytest.raises(InputError, match=r"ubyte.gz: truncated"):
         data.load_folder(tmp_path, "test")
 
 
