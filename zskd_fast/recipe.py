@@ -15,6 +15,7 @@ from typing import Any, Literal
 import dacite
 
 from zskd_fast.errors import InputError
+from zskd_fast.fingerprint import as_json
 from zskd_fast.input_spec import InputSpec
 
 if sys.version_info >= (3, 11):
@@ -144,6 +145,8 @@ class DistillationRecipe:
         check.above_zero("temperature", "max_learning_rate", "start_divisor", "final_divisor", "adam_eps")
         check.fraction("warmup_fraction", "beta2")
         check.decays("beta1_range")
+        one_step = self.steps * self.warmup_fraction == 1
+        check.that("warmup_fraction", "more or less than one step: torch divides by 0 there", not one_step)
         moves = self.augmentation.is_geometric or self.augmentation.mix_probability
         if moves and not self.relabel:
             raise InputError(
@@ -217,7 +220,7 @@ def recipe_from_dict(values: dict[str, Any]) -> Recipe:
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     """The recipe as nested dicts of numbers, strings and lists, fit for JSON and TOML."""
-    return dataclasses.asdict(recipe, dict_factory=lambda items: {k: _plain(v) for k, v in items})
+    return as_json(recipe)
 
 
 def recipe_to_toml(recipe: Recipe) -> str:
@@ -239,10 +242,6 @@ def _refuse_unknown_keys(kind, values, prefix):
 
 def _whole_number_as_float(value):
     return float(value) if type(value) is int else value
-
-
-def _plain(value):
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _toml_lines(values, path):

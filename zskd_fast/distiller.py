@@ -1,0 +1,283 @@
+"""Trains the student on impressions alone (section 3.4 of the paper)."""
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from zskd_fast import ops, streams
+from zskd_fast.augment import augment, check_augmentation
+from zskd_fast.checkpoint import Checkpoint, TrainingState
+from zskd_fast.classifier import Classifier, LogitsFn, frozen, tensor_sha256, weights_sha256
+from zskd_fast.errors import InputError
+from zskd_fast.fingerprint import as_json
+from zskd_fast.input_spec import InputSpec
+from zskd_fast.phases import PhaseTimer
+from zskd_fast.recipe import DistillationRecipe
+from zskd_fast.synthesizer import check_seed
+
+# How often the losses are looked at; between looks the host never waits for the device.
+_LOOK_EVERY = 100
+
+
+@dataclass(frozen=True)
+class DistillationHistory:
+    """What happened in a run of ``Distiller.fit``."""
+
+    loss: list[float]
+    """Loss of each step."""
+    learning_rate: list[float]
+    """Learning rate of each step."""
+    evaluations: list[tuple[int, float]]
+    """(steps done, value of ``evaluate``), in order."""
+    seconds: float
+    """Wall-clock time of this call."""
+    phase_seconds: dict[str, float]
+    """Wall-clock time per phase."""
+
+
+class Distiller:
+    """Teaches a student what the teacher says of the impressions: tau^2 KL at the recipe's temperature.
+
+    Each step the teacher labels the augmented batch (or, without ``relabel``, its stored logits do). No
+    label of any data set is used. Teacher and student lie on one device. Raises InputError if either cannot
+    be used, their classes differ, or the augmentation does not fit the input.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        student: nn.Module,
+        recipe: DistillationRecipe,
+        input_spec: InputSpec,
+        *,
+        seed: int,
+        logits_fn: LogitsFn | None = None,
+        student_logits_fn: LogitsFn | None = None,
+        device: torch.device | str | None = None,
+    ):
+        check_seed(seed)
+        check_augmentation(recipe.augmentation, input_spec)
+        self.recipe = recipe
+        self.input_spec = input_spec
+        self.seed = seed
+        self.timer = PhaseTimer()
+        self._teacher = Classifier(teacher, input_spec, logits_fn=logits_fn, device=device)
+        self.device = self._teacher.device
+        self._student = Classifier(
+            student, input_spec, role="student", logits_fn=student_logits_fn, device=self.device
+        )
+        classes = self._teacher.num_classes, self._student.num_classes
+        if classes[0] != classes[1]:
+            raise InputError("the teacher has {} classes, but the student has {}".format(*classes))
+
+    def fit(
+        self,
+        x: torch.Tensor,
+        teacher_logits: torch.Tensor | None = None,
+        ids: torch.Tensor | None = None,
+        *,
+        progress: bool = True,
+        evaluate: Callable[[nn.Module], float] | None = None,
+        evaluate_every: int = 0,
+        checkpoint: str | Path | None = None,
+        checkpoint_every: int = 500,
+    ) -> DistillationHistory:
+        """Trains the student in place on impressions x[N, *shape] (raw range); same seed, same bits.
+
+        ``teacher_logits`` [N, K] are needed only without ``relabel``. With ``ids`` [N] the result does not
+        depend on the order of the rows. ``evaluate`` is given the student in eval mode, every
+        ``evaluate_every`` steps (0: never) and at the end; its value is noted and nothing is chosen by it.
+        ``checkpoint`` names a file that is written every ``checkpoint_every`` steps (0: never) and at the
+        end; if it is there, the run goes on from it.
+
+        Raises InputError if the data do not fit, the checkpoint is another run's, or the loss becomes NaN.
+        """
+        start = time.perf_counter()
+        x, teacher_logits = self._prepare(x, teacher_logits, ids)
+        state = self._new_state()
+        file = Checkpoint(Path(checkpoint), self._fingerprint(x, teacher_logits)) if checkpoint else None
+        if file:
+            file.restore(state)
+        order = _SampleOrder(len(x), self.seed, self.device)
+        with self._training(), self._bar(state, progress) as bar:
+            while state.step < self.recipe.steps:
+                self._step(state, x, teacher_logits, order)
+                bar.update()
+                save = file and self._is_due(state, checkpoint_every)
+                if save or self._is_due(state, _LOOK_EVERY):
+                    bar.set_postfix(loss=f"{_last_loss(state):.4f}", refresh=False)
+                if evaluate and self._is_due(state, evaluate_every):
+                    state.evaluations.append((state.step, self._evaluate(evaluate)))
+                if save:
+                    with self.timer("io"):
+                        file.save(state)
+        return DistillationHistory(
+            loss=state.losses.tolist(),
+            learning_rate=state.learning_rates,
+            evaluations=state.evaluations,
+            seconds=time.perf_counter() - start,
+            phase_seconds=dict(self.timer.seconds),
+        )
+
+    def _prepare(self, x, teacher_logits, ids):
+        """The data on the device, in the order of their ids."""
+        if x.ndim == 0 or tuple(x.shape[1:]) != self.input_spec.shape or len(x) == 0:
+            wanted = ["N", *self.input_spec.shape]
+            raise InputError(f"the impressions have shape {list(x.shape)}, wanted {wanted} with N >= 1")
+        if self.recipe.relabel:
+            teacher_logits = None
+        elif teacher_logits is None or teacher_logits.shape != (len(x), self._teacher.num_classes):
+            got = None if teacher_logits is None else list(teacher_logits.shape)
+            wanted = [len(x), self._teacher.num_classes]
+            raise InputError(f"without relabel, teacher_logits must have shape {wanted}, got {got}")
+        if ids is not None and ids.shape != (len(x),):
+            raise InputError(f"ids must have shape {[len(x)]}, one per impression, got {list(ids.shape)}")
+        rows = slice(None) if ids is None else ids.argsort().to(x.device)
+        x = x[rows].detach().to(self.device, torch.float32)
+        if teacher_logits is not None:
+            teacher_logits = teacher_logits[rows].detach().to(self.device, torch.float32)
+        return x, teacher_logits
+
+    def _new_state(self):
+        recipe, student = self.recipe, self._student.model
+        parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
+        if not parameters:
+            raise InputError("the student has no parameter that requires a gradient, so it cannot learn")
+        low, high = recipe.beta1_range
+        optimizer = torch.optim.Adam(parameters, betas=(high, recipe.beta2), eps=recipe.adam_eps, fused=True)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            recipe.max_learning_rate,
+            total_steps=recipe.steps,
+            pct_start=recipe.warmup_fraction,
+            div_factor=recipe.start_divisor,
+            final_div_factor=recipe.final_divisor,
+            base_momentum=low,
+            max_momentum=high,
+        )
+        return TrainingState(student, optimizer, scheduler, torch.zeros(recipe.steps, device=self.device))
+
+    @contextlib.contextmanager
+    def _training(self):
+        """The teacher frozen, the student in train mode, and torch's own random numbers put aside."""
+        student = self._student.model
+        modes = [(module, module.training) for module in student.modules()]
+        devices = [self.device] if self.device.type == "cuda" else []
+        try:
+            student.train()
+            with frozen(self._teacher.model), torch.random.fork_rng(devices), torch.enable_grad():
+                yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+    def _bar(self, state, progress):
+        total, done = self.recipe.steps, state.step
+        return tqdm(desc="distillation", total=total, initial=done, unit="step", disable=not progress)
+
+    def _step(self, state, x, teacher_logits, order):
+        first = state.step * self.recipe.batch_size
+        with self.timer("augmentation"):
+            rows = order.rows(first, first + self.recipe.batch_size)
+            positions = torch.arange(first, first + self.recipe.batch_size, device=self.device)
+            batch = augment(
+                x[rows], positions, self.recipe.augmentation, seed=self.seed, input_spec=self.input_spec
+            )
+        with self.timer("teacher forward"), torch.no_grad():
+            wanted = self._teacher.logits(batch) if self.recipe.relabel else teacher_logits[rows]
+        self._seed_dropout(state.step)
+        with self.timer("student"):
+            logits = self._student.logits(batch)
+        with self.timer("loss"):
+            loss = ops.distillation_loss(logits, wanted, self.recipe.temperature)
+        with self.timer("student"):
+            state.optimizer.zero_grad()
+            loss.backward()
+        with self.timer("update"):
+            self._update(state, loss.detach())
+
+    def _update(self, state, loss):
+        state.losses[state.step] = loss
+        state.learning_rates.append(state.scheduler.get_last_lr()[0])
+        state.optimizer.step()
+        state.step += 1
+        if state.step < self.recipe.steps:
+            state.scheduler.step()
+
+    def _seed_dropout(self, step):
+        """A student with dropout draws from torch's generator: seeded per step, a resumed run draws alike."""
+        on_gpu = self.device.type == "cuda"
+        generator = torch.cuda.default_generators[self.device.index] if on_gpu else torch.default_generator
+        digest = hashlib.sha256(f"{self.seed}:{step}".encode()).digest()
+        generator.manual_seed(int.from_bytes(digest[:7], "little"))
+
+    def _evaluate(self, evaluate):
+        with self.timer("evaluation"), frozen(self._student.model), torch.no_grad():
+            return float(evaluate(self._student.model))
+
+    def _is_due(self, state, every):
+        return state.step == self.recipe.steps or (every > 0 and state.step % every == 0)
+
+    def _fingerprint(self, x, teacher_logits):
+        student, teacher = self._student.model, self._teacher.model
+        data = {"x": tensor_sha256(x)}
+        if teacher_logits is not None:
+            data["teacher_logits"] = tensor_sha256(teacher_logits)
+        return {
+            "recipe": as_json(self.recipe),
+            "seed": self.seed,
+            "input": as_json(self.input_spec),
+            "teacher": {"class": type(teacher).__name__, "sha256": weights_sha256(teacher)},
+            "untrained student": {"class": type(student).__name__, "sha256": weights_sha256(student)},
+            "impressions": data,
+        }
+
+
+class _SampleOrder:
+    """Which impression each position of the run uses: per epoch a permutation from (seed, epoch) alone.
+
+    Batches run on over the end of an epoch, so that every impression is used equally often.
+    """
+
+    def __init__(self, count, seed, device):
+        self._count = count
+        self._seed = seed
+        self._device = device
+        self._epoch, self._permutation = -1, None
+
+    def rows(self, first, last):
+        """Rows for the positions first .. last-1: int64 on the device."""
+        parts = []
+        while first < last:
+            epoch, offset = divmod(first, self._count)
+            parts.append(self._of_epoch(epoch)[offset : offset + last - first])
+            first += len(parts[-1])
+        return torch.cat(parts)
+
+    def _of_epoch(self, epoch):
+        if epoch != self._epoch:
+            # float64, in which two of the keys are hardly ever equal.
+            epoch_id = torch.tensor([epoch], device=self._device)
+            keys = ops.philox(
+                epoch_id, self._count, seed=self._seed, stream=streams.EPOCH_ORDER, dtype=torch.float64
+            )
+            self._epoch, self._permutation = epoch, keys[0].argsort(stable=True)
+        return self._permutation
+
+
+def _last_loss(state):
+    """The latest loss; refuses to go on once a loss was NaN or infinite, as the student is then lost."""
+    finite = torch.isfinite(state.losses[: state.step])
+    if not finite.all():
+        step = int((~finite).nonzero()[0]) + 1
+        raise InputError(
+            f"the distillation loss became NaN or infinite at step {step}; lower max_learning_rate"
+        )
+    return float(state.losses[state.step - 1])

@@ -1,0 +1,275 @@
+"""Makes impressions: inputs that the teacher answers with a drawn target (section 3 of the paper)."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from zskd_fast import ops, streams
+from zskd_fast.class_similarity import class_similarity, concentration, find_classifier_layer
+from zskd_fast.classifier import Classifier, LogitsFn, frozen, tensor_sha256, weights_sha256
+from zskd_fast.errors import InputError
+from zskd_fast.fingerprint import as_json
+from zskd_fast.impressions import Impressions
+from zskd_fast.input_spec import InputSpec
+from zskd_fast.phases import PhaseTimer
+from zskd_fast.plan import Plan
+from zskd_fast.recipe import SynthesisRecipe
+
+if TYPE_CHECKING:
+    from zskd_fast.store import Store
+
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]"
+
+
+class Synthesizer:
+    """Makes impressions of a teacher.
+
+    ``layer`` names the classifier layer, or is its weights [K, D]; by default it is found. ``logits_fn``
+    picks the logits out of what the teacher returns. Everything runs where the teacher lies. ``timer`` adds
+    up the seconds per phase over all runs.
+
+    An impression depends on the recipe, the seed, the teacher and its id; its batch mates matter to no more
+    than float rounding. Raises InputError if the teacher, its output or its classifier layer cannot be used.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        input_spec: InputSpec,
+        recipe: SynthesisRecipe,
+        *,
+        seed: int,
+        num_classes: int | None = None,
+        layer: str | torch.Tensor | None = None,
+        logits_fn: LogitsFn | None = None,
+        device: torch.device | str | None = None,
+    ):
+        check_seed(seed)
+        self.input_spec = input_spec
+        self.recipe = recipe
+        self.seed = seed
+        self.timer = PhaseTimer()
+        self._teacher = Classifier(teacher, input_spec, logits_fn=logits_fn, device=device)
+        if num_classes not in (None, self._teacher.num_classes):
+            got = self._teacher.num_classes
+            raise InputError(f"the teacher has {got} classes, but num_classes says {num_classes}")
+        self.device = self._teacher.device
+        self.plan = Plan(self._teacher.num_classes, recipe.betas)
+        self.layer, self.similarity = self._similarity(layer)
+        self._check_gradient()
+
+    def run(
+        self, ids: torch.Tensor | Sequence[int], *, progress: Callable[[float], object] | None = None
+    ) -> Impressions:
+        """Makes the impressions with these ids (integers from 0 up), on the teacher's device.
+
+        The teacher is in eval mode with frozen parameters meanwhile, and as before afterwards. ``progress``
+        is called after each step with the number of impressions that it advanced, a fraction. Raises
+        InputError that names the first id if an impression comes out with NaN or infinity.
+        """
+        result = self._start(_as_ids(ids, self.device))
+        # One pair of Adam's moments serves all batches.
+        batch_size = min(self.recipe.batch_size, len(result))
+        moments = torch.empty((2, batch_size, *self.input_spec.shape), device=self.device)
+        with frozen(self._teacher.model):
+            for first in range(0, len(result), self.recipe.batch_size):
+                part = result[first : first + self.recipe.batch_size]
+                self._optimise(part, *moments[:, : len(part)].zero_(), progress)
+                self._label(part)
+        _refuse_non_finite(result)
+        return result
+
+    def fingerprint(self) -> dict[str, Any]:
+        """All that the impressions depend on, fit for JSON; equal fingerprints mean equal impressions."""
+        teacher = self._teacher.model
+        return {
+            "recipe": as_json(self.recipe),
+            "seed": self.seed,
+            "input": as_json(self.input_spec),
+            "plan": as_json(self.plan),
+            "teacher": {"class": type(teacher).__name__, "sha256": weights_sha256(teacher)},
+            "layer": self.layer,
+        }
+
+    def _similarity(self, layer):
+        if isinstance(layer, torch.Tensor):
+            if layer.ndim != 2 or len(layer) != self.plan.num_classes:
+                wanted = f"[{self.plan.num_classes}, D]"
+                raise InputError(
+                    f"the classifier weights given as layer are {list(layer.shape)}, wanted {wanted}"
+                )
+            return f"matrix {tensor_sha256(layer)}", class_similarity(layer.to(self.device))
+        teacher = self._teacher
+        with frozen(teacher.model):
+            name, _ = find_classifier_layer(
+                teacher.model,
+                teacher.num_classes,
+                layer,
+                forward=lambda: teacher.logits(teacher.probe_input()),
+            )
+        return name, class_similarity(teacher.model, layer=name)
+
+    def _check_gradient(self):
+        x = self._teacher.probe_input().requires_grad_()
+        with frozen(self._teacher.model), torch.enable_grad():
+            if not self._teacher.logits(x).requires_grad:
+                raise InputError(
+                    "no gradient flows from the teacher's logits to its input, so none can be made"
+                )
+
+    def _start(self, ids):
+        """Targets and start noise of every impression; the rest of the record is filled in later."""
+        count, num_classes = len(ids), self.plan.num_classes
+        with self.timer("targets"):
+            alpha = concentration(self.similarity, ids, self.plan, self.recipe.concentration_floor)
+            return Impressions(
+                x=self._start_noise(ids),
+                target=ops.dirichlet(alpha, ids, seed=self.seed),
+                teacher_logits=torch.empty((count, num_classes), device=self.device),
+                id=ids,
+                class_index=self.plan.class_of(ids),
+                beta=self.plan.beta_of(ids),
+                loss=torch.empty(count, device=self.device),
+            )
+
+    def _start_noise(self, ids):
+        recipe, shape = self.recipe, self.input_spec.shape
+        noise = ops.philox(
+            ids,
+            math.prod(shape),
+            seed=self.seed,
+            stream=streams.START_NOISE,
+            distribution=recipe.start_noise,
+        )
+        x = noise.mul_(recipe.start_scale).add_(recipe.start_shift).reshape(len(ids), *shape)
+        return x.clamp_(*self._limits())
+
+    def _optimise(self, part, exp_avg, exp_avg_sq, progress):
+        """Adam on part.x, in place."""
+        recipe = self.recipe
+        low, high = self._limits()
+        x = part.x.detach().requires_grad_()  # a leaf over the same memory
+        for step in range(1, recipe.steps + 1):
+            grad = self._gradient(x, part.target)
+            with self.timer("update"):
+                ops.impression_update_(
+                    part.x,
+                    grad,
+                    exp_avg,
+                    exp_avg_sq,
+                    step,
+                    lr=_learning_rate(recipe, step),
+                    betas=recipe.adam_betas,
+                    eps=recipe.adam_eps,
+                    l1=recipe.l1,
+                    l2=recipe.l2,
+                    lo=low,
+                    hi=high,
+                )
+            if progress is not None:
+                progress(len(part) / recipe.steps)
+
+    def _gradient(self, x, target):
+        """Gradient of the summed loss: a sum, unlike a mean, leaves each impression to itself."""
+        with torch.enable_grad():
+            with self.timer("teacher forward"):
+                logits = self._teacher.logits(x)
+            with self.timer("loss"):
+                loss = ops.soft_cross_entropy(logits, target, self.recipe.temperature, reduction="sum")
+            with self.timer("teacher backward"):
+                return torch.autograd.grad(loss, x)[0]
+
+    @torch.no_grad()
+    def _label(self, part):
+        """Writes down what the teacher says of the finished impressions."""
+        with self.timer("teacher forward"):
+            part.teacher_logits.copy_(self._teacher.logits(part.x))
+        with self.timer("loss"):
+            loss = ops.soft_cross_entropy(
+                part.teacher_logits, part.target, self.recipe.temperature, reduction="none"
+            )
+            part.loss.copy_(loss)
+
+    def _limits(self):
+        return self.input_spec.valid_range if self.recipe.clamp else (-math.inf, math.inf)
+
+
+@dataclass(frozen=True)
+class SynthesisSummary:
+    """What a call of ``synthesize`` did."""
+
+    made: int
+    """Impressions made by this call."""
+    reused: int
+    """Impressions found in the store."""
+    seconds: float
+    """Wall-clock time of the call."""
+    phase_seconds: dict[str, float]
+    """Wall-clock time per phase."""
+
+
+def synthesize(synthesizer: Synthesizer, store: "Store", *, progress: bool = True) -> SynthesisSummary:
+    """Makes and writes every shard that the store lacks; a finished store is left alone.
+
+    Raises InputError if the store belongs to another run.
+    """
+    store.check_fingerprint(synthesizer.fingerprint())
+    start = time.perf_counter()
+    missing = store.missing_shards()
+    reused = store.num_impressions - sum(len(store.shard_ids(shard)) for shard in missing)
+    with tqdm(
+        desc="impressions",
+        total=store.num_impressions,
+        initial=reused,
+        unit="impression",
+        bar_format=_BAR,
+        disable=not (progress and missing),
+    ) as bar:
+        for shard in missing:
+            impressions = synthesizer.run(store.shard_ids(shard), progress=bar.update)
+            with synthesizer.timer("io"):
+                store.write_shard(shard, impressions)
+    return SynthesisSummary(
+        made=store.num_impressions - reused,
+        reused=reused,
+        seconds=time.perf_counter() - start,
+        phase_seconds=dict(synthesizer.timer.seconds),
+    )
+
+
+def check_seed(seed: int) -> None:
+    """Raises InputError unless the seed is an integer of 63 bits."""
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        raise InputError(f"the seed must be an integer from 0 to 2^63 - 1, got {seed!r}")
+
+
+def _learning_rate(recipe, step):
+    """Falls linearly, so that the first step has the full rate and the last one the final fraction of it."""
+    done = (step - 1) / max(recipe.steps - 1, 1)
+    return recipe.learning_rate * (1 + done * (recipe.final_learning_rate_fraction - 1))
+
+
+def _as_ids(ids, device):
+    ids = torch.as_tensor(ids, device=device)
+    if ids.ndim != 1 or len(ids) == 0 or ids.dtype != torch.int64 or bool((ids < 0).any()):
+        raise InputError(
+            f"ids must be one or more integers from 0 up, got {ids.dtype} {list(ids.shape)}"
+            + (f" from {ids.min()} up" if ids.numel() else "")
+        )
+    return ids
+
+
+def _refuse_non_finite(impressions):
+    finite = torch.isfinite(impressions.x).flatten(1).all(dim=1) & torch.isfinite(impressions.loss)
+    if not finite.all():
+        bad = impressions.id[~finite]
+        raise InputError(
+            f"{len(bad)} of {len(impressions)} impressions came out with NaN or infinity, the first is id "
+            f"{int(bad[0])}; lower the recipe's learning_rate or set clamp"
+        )
