@@ -1,44 +1,68 @@
-"""Accuracy of a classifier on labelled inputs: the only use of real test images."""
+"""Accuracy on labelled real images: the only thing that test data is ever used for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from zskd_fast.classifier import frozen
+from zskd_fast.data import load_folder, to_input
 from zskd_fast.errors import InputError
+from zskd_fast.input_spec import InputSpec
 
-__all__ = ["accuracy"]
+__all__ = ["TestSet", "accuracy", "load_test_set"]
 
 
-@torch.inference_mode()
+@dataclass(frozen=True)
+class TestSet:
+    """inputs: float32 [N, *shape] in the raw range of the teacher; labels: int64 [N]; source: where from."""
+
+    __test__ = False  # not a test of pytest
+
+    inputs: torch.Tensor
+    labels: torch.Tensor
+    source: str
+
+
+def load_test_set(folder: str | Path, input_spec: InputSpec, source: str = "") -> TestSet:
+    """Read the test split of a folder as raw inputs of a teacher, zero-padded to its height and width.
+
+    `source` says in words where the images come from; by default it is the folder.
+    Raises InputError when the images do not fit the teacher's input.
+    """
+    images = load_folder(folder, "test")
+    channels = images.images.shape[1]
+    if not input_spec.is_image or input_spec.shape[0] != channels or len(set(input_spec.shape[1:])) != 1:
+        wanted = list(input_spec.shape)
+        raise InputError(f"{folder}: images of {channels} channels do not fit the teacher's input {wanted}")
+    low, high = input_spec.valid_range
+    inputs = to_input(images.images, input_spec.shape[-1]).mul_(high - low).add_(low)
+    return TestSet(inputs, images.labels, source or str(images.source))
+
+
 def accuracy(
     model: nn.Module,
     inputs: torch.Tensor,
     labels: torch.Tensor,
     *,
+    forward: Callable[[torch.Tensor], torch.Tensor] | None = None,
     batch_size: int = 1000,
-    logits_fn: Callable[[object], torch.Tensor] | None = None,
 ) -> float:
     """Share of rows of `inputs` [N, ...] whose largest logit is at `labels` [N]; between 0 and 1.
 
-    The model is put into eval mode and every module's own mode is restored afterwards. Batches are moved to
-    the device of the model's first parameter. Raises InputError when there is nothing to evaluate.
+    `forward` gives the logits if calling the model does not. The model is in eval mode meanwhile and as it
+    was afterwards; batches go to the device of its first parameter. Raises InputError without any rows.
     """
     if not len(labels):
         raise InputError("accuracy of no images is undefined: got 0 labels, wanted at least 1")
     first = next(model.parameters(), None)
-    device = first.device if first is not None else inputs.device
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
+    device = inputs.device if first is None else first.device
     correct = torch.zeros((), dtype=torch.int64, device=device)
-    try:
+    with frozen(model), torch.no_grad():
         for x, y in zip(inputs.split(batch_size), labels.split(batch_size), strict=True):
-            output = model(x.to(device))
-            logits = logits_fn(output) if logits_fn else output
-            correct += (logits.argmax(dim=1) == y.to(device)).sum()
-    finally:
-        for module, training in modes.items():
-            module.training = training
+            correct += ((forward or model)(x.to(device)).argmax(dim=1) == y.to(device)).sum()
     return correct.item() / len(labels)

@@ -10,12 +10,22 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from zskd_fast.errors import InputError
+from zskd_fast.files import write_atomically
 
-__all__ = ["ASSETS", "ExportedModel", "load_callable", "load_model", "load_state", "weights_metadata"]
+__all__ = [
+    "ASSETS",
+    "ExportedModel",
+    "build_model",
+    "load_callable",
+    "load_model",
+    "load_state",
+    "save_weights",
+    "weights_metadata",
+]
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -102,6 +112,12 @@ def load_state(path: str | Path) -> dict[str, torch.Tensor]:
     if path.suffix in (".pt", ".pth"):
         return _load_torch(path)
     raise InputError(f"{path}: wanted a file ending in .safetensors, .pt, .pth or .pt2")
+
+
+def save_weights(model: nn.Module, path: str | Path, metadata: Mapping[str, str]) -> None:
+    """Write the weights of `model` to a .safetensors file that is either whole or absent."""
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    write_atomically(path, save(state, dict(metadata)))
 
 
 def weights_metadata(path: str | Path) -> dict[str, str]:

@@ -1,0 +1,8 @@
+"""`python -m zskd_fast` is `zskd-fast`."""
+
+import sys
+
+from zskd_fast.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

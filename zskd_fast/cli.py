@@ -1,0 +1,77 @@
+"""The command line `zskd-fast`. Whatever is wrong with what a user gave: one sentence and exit code 2."""
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Union
+
+import tyro
+
+from zskd_fast.errors import InputError
+from zskd_fast.options import Command, Demo, commands
+from zskd_fast.recipe import load_recipe
+
+__all__ = ["main", "parse"]
+
+_DESCRIPTION = "Zero-shot knowledge distillation: a smaller student from a trained classifier alone."
+_STYLE = {"config": (tyro.conf.FlagConversionOff,)}
+_BAD_INPUT = 2
+_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns 0, or 1 for a failed check, or 2 for bad input, or 130 when interrupted."""
+    try:
+        command = parse(sys.argv[1:] if argv is None else argv)
+        # torch takes seconds to import: only a command that was understood pays for it
+        from zskd_fast.commands import execute
+
+        return execute(command)
+    except SystemExit as stop:  # tyro has printed the help, or what is wrong with an option
+        return stop.code if isinstance(stop.code, int) else _BAD_INPUT
+    except (InputError, OSError) as error:
+        print(f"zskd-fast: {_sentence(error)}", file=sys.stderr)
+        return _BAD_INPUT
+    except KeyboardInterrupt:
+        print("zskd-fast: interrupted; the same command goes on from the last finished part", file=sys.stderr)
+        return _INTERRUPTED
+
+
+def parse(argv: Sequence[str]) -> Command:
+    """Parse in two stages: the recipe gives the defaults of all the other options."""
+    name = _recipe_name(argv)
+    defaults = commands(load_recipe(name or Demo.recipe), name)
+    if argv and argv[0] in defaults:
+        default = defaults[argv[0]]
+        return tyro.cli(
+            type(default), default=default, prog=f"zskd-fast {argv[0]}", args=list(argv[1:]), **_STYLE
+        )
+    subcommands = tuple(
+        Annotated[type(default), tyro.conf.subcommand(name=command, default=default)]
+        for command, default in defaults.items()
+    )
+    return tyro.cli(
+        Union[subcommands],  # noqa: UP007  (built at run time)
+        prog="zskd-fast",
+        description=_DESCRIPTION,
+        args=list(argv),
+        **_STYLE,
+    )
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+def _recipe_name(argv: Sequence[str]) -> str | None:
+    for position, word in enumerate(argv):
+        if word == "--recipe" and position + 1 < len(argv):
+            return argv[position + 1]
+        if word.startswith("--recipe="):
+            return word.removeprefix("--recipe=")
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

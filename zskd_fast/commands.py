@@ -1,0 +1,185 @@
+"""What each command does, once its options are understood."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict
+from functools import singledispatch
+
+import torch
+
+from zskd_fast.data import load_folder, to_input
+from zskd_fast.doctor import examine
+from zskd_fast.errors import InputError
+from zskd_fast.evaluation import TestSet, accuracy, load_test_set
+from zskd_fast.input_spec import InputSpec
+from zskd_fast.loading import ASSETS, build_model, save_weights
+from zskd_fast.options import (
+    Command,
+    Demo,
+    Distill,
+    Doctor,
+    Machine,
+    Report,
+    Run,
+    Student,
+    Synthesize,
+    Teacher,
+    TrainTeacher,
+)
+from zskd_fast.pipeline import Job, distill_store, load_models, load_teacher, make_synthesizer, run_job
+from zskd_fast.report import missing_extras, write_report
+from zskd_fast.runs import RunFolder, require_writable
+from zskd_fast.store import Store
+from zskd_fast.summary import print_run
+from zskd_fast.synthesizer import synthesize
+from zskd_fast.train import train_teacher
+
+__all__ = ["execute"]
+
+_DEMO_TEACHER = Teacher("zskd_fast.models:LeNet5", ASSETS / "lenet5-mnist.safetensors")
+_DEMO_STUDENT = Student("zskd_fast.models:LeNet5Half")
+_DEMO_TEST_DATA = ASSETS / "mnist-t10k"
+
+
+@singledispatch
+def execute(command: Command) -> int:
+    """Carry out a parsed command; returns the exit code."""
+    raise TypeError(f"no such command: {type(command).__name__}")
+
+
+@execute.register
+def _(command: Demo) -> int:
+    test = load_test_set(_DEMO_TEST_DATA, command.input, "the MNIST test split that comes with zskd_fast")
+    return _run(command, _DEMO_TEACHER, _DEMO_STUDENT, test)
+
+
+@execute.register
+def _(command: Run) -> int:
+    test = _test_set(command.test_data, command.input)
+    return _run(command, command.teacher, command.student, test)
+
+
+def _run(command: Demo | Run, teacher: Teacher, student: Student, test: TestSet | None) -> int:
+    require_writable(command.out)
+    job = _job(command, teacher, student, command.input, test)
+    _conclude(run_job(job, command.synthesis))
+    return 0
+
+
+@execute.register
+def _(command: Distill) -> int:
+    require_writable(command.out)
+    store = Store.open(command.impressions)
+    described = store.manifest["fingerprint"]["input"]
+    spec = InputSpec(**described)
+    test = _test_set(command.test_data, spec)
+    _conclude(distill_store(_job(command, command.teacher, command.student, spec, test), store))
+    return 0
+
+
+@execute.register
+def _(command: Synthesize) -> int:
+    require_writable(command.out)
+    teacher = load_teacher(command.teacher, set_up(command.machine))
+    seed = command.machine.seed
+    synthesizer = make_synthesizer(teacher, command.teacher, command.input, command.synthesis, seed)
+    store = Store.open_or_create(command.out, synthesizer.fingerprint())
+    summary = synthesize(synthesizer, store)
+    rate = (
+        f" in {summary.seconds:.1f} s ({summary.made / summary.seconds:.1f} per second)"
+        if summary.made
+        else ""
+    )
+    print(f"impressions   {summary.made:,} made{rate}, {summary.reused:,} were there already")
+    print(f"store         {command.out}")
+    return 0
+
+
+@execute.register
+def _(command: Report) -> int:
+    print(f"report        {write_report(RunFolder.read(command.run), command.out)}")
+    return 0
+
+
+@execute.register
+def _(command: TrainTeacher) -> int:
+    if command.out.suffix != ".safetensors":
+        raise InputError(f"{command.out}: the file of weights must end in .safetensors")
+    require_writable(command.out.parent)
+    device, seed = set_up(command.machine), command.machine.seed
+    images, test = load_folder(command.data, "train"), load_folder(command.data, "test")
+    build_model(command.model)  # a bad name is refused before the long work
+    trained = train_teacher(
+        lambda: build_model(command.model), images, command.training, seed=seed, device=device
+    )
+    measured = accuracy(trained.model, to_input(test.images), test.labels)
+    command.out.parent.mkdir(parents=True, exist_ok=True)
+    save_weights(trained.model, command.out, {"teacher": json.dumps(_training_facts(command, measured))})
+    print(
+        f"teacher       {measured:.2%} on {len(test):,} real test images, trained in {trained.seconds:.0f} s"
+    )
+    print(f"weights       {command.out}")
+    return 0
+
+
+@execute.register
+def _(command: Doctor) -> int:
+    facts, checks = examine()
+    for name, value in facts.items():
+        for key, shown in value.items() if isinstance(value, dict) else [(name, value)]:
+            print(f"{key:<24}{shown}")
+    for check in checks:
+        print(f"{check.name:<32}{'ok' if check.passed else 'FAILED':<8}{check.detail}")
+    return 0 if all(check.passed for check in checks) else 1
+
+
+def set_up(machine: Machine) -> torch.device:
+    """Apply the thread count and check the device; only the command line touches torch's global state."""
+    if machine.threads < 0:
+        raise InputError(f"threads must not be negative, got {machine.threads}")
+    if machine.threads:
+        torch.set_num_threads(machine.threads)
+    try:
+        device = torch.device(machine.device)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"the device {machine.device!r} cannot be used here: {reason}") from error
+    return device
+
+
+def _job(
+    command: Demo | Run | Distill, teacher: Teacher, student: Student, spec: InputSpec, test: TestSet | None
+) -> Job:
+    device = set_up(command.machine)
+    models = load_models(teacher, student, command.machine, device)
+    return Job(models, spec, command.distillation, test, command.out, command.machine.seed, device)
+
+
+def _test_set(folder, spec: InputSpec) -> TestSet | None:
+    return None if folder is None else load_test_set(folder, spec)
+
+
+def _conclude(run: RunFolder) -> None:
+    print_run(run)
+    absent = missing_extras()
+    if absent:
+        print(f"report        left out, it needs {' and '.join(absent)}: pip install 'zskd_fast[report]'")
+    else:
+        print(f"report        {write_report(run)}")
+
+
+def _training_facts(command: TrainTeacher, test_accuracy: float) -> dict[str, object]:
+    seed, threads = command.machine.seed, torch.get_num_threads()
+    return {
+        "command": f"zskd-fast train-teacher --data FOLDER --out FILE --seed {seed} --threads {threads}",
+        "model": command.model,
+        "training": asdict(command.training),
+        "seed": seed,
+        "threads": threads,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "test_accuracy": test_accuracy,
+    }
