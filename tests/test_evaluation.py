@@ -1,0 +1,69 @@
+"""Accuracy counts what it should and leaves the model as it was."""
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from zskd_fast.errors import InputError
+from zskd_fast.evaluation import accuracy, load_test_set
+from zskd_fast.input_spec import InputSpec
+
+
+class Echo(nn.Module):
+    """Returns its input as logits, and something else in training mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return -x if self.training else x * self.scale
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 1000])
+def test_counts_every_row_once_in_eval_mode(batch_size):
+    model = Echo().train()
+    labels = torch.tensor([0, 1, 2, 0, 1, 2, 0])
+    inputs = nn.functional.one_hot(labels, 3).float()
+    inputs[2] = torch.tensor([1.0, 0.0, 0.0])  # one wrong
+    assert accuracy(model, inputs, labels, batch_size=batch_size) == 6 / 7
+    assert model.training and model.scale.requires_grad
+
+
+def test_logits_can_come_from_another_function():
+    labels = torch.tensor([0, 1])
+    inputs = torch.eye(2)
+    assert accuracy(Echo(), inputs, labels, forward=lambda x: x.flip(1)) == 0.0
+
+
+def test_nothing_to_evaluate():
+    with pytest.raises(InputError, match="got 0 labels"):
+        accuracy(Echo(), torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
+
+
+def write_test_split(folder, size=28):
+    images = np.full((2, size, size), 255, dtype=np.uint8)
+    for name, array in (("images", images), ("labels", np.zeros(2, dtype=np.uint8))):
+        header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+        (folder / f"t10k-{name}-idx{array.ndim}-ubyte.gz").write_bytes(
+            gzip.compress(header + array.tobytes())
+        )
+
+
+def test_test_set_lies_in_the_raw_range_of_the_teacher(tmp_path):
+    write_test_split(tmp_path)
+    test = load_test_set(tmp_path, InputSpec((1, 32, 32), valid_range=(-1.0, 3.0)))
+    assert test.inputs.shape == (2, 1, 32, 32)
+    assert test.inputs[0, 0, 0, 0] == -1.0 and test.inputs[0, 0, 16, 16] == 3.0
+    assert str(tmp_path) in test.source
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1024,), (1, 32, 30)])
+def test_test_set_that_does_not_fit_the_teacher(tmp_path, shape):
+    write_test_split(tmp_path)
+    with pytest.raises(InputError, match="images of 1 channels do not fit the teacher's input"):
+        load_test_set(tmp_path, InputSpec(shape))
