@@ -166,8 +166,7 @@ def _cosine(weight):
 
 
 def _row_min_max(similarity):
-    # keepdim matters: without it the row minima are spread over the columns, and row k is scaled by the other
-    # rows' extremes, which makes most concentrations invalid.
+    # keepdim matters: without it the extremes of class k scale column k, and the rows keep no common range.
     low = similarity.amin(dim=1, keepdim=True)
     spread = similarity.amax(dim=1, keepdim=True) - low
     _refuse_rows(spread.squeeze(1) < _SMALLEST_SPREAD, "point the same way as those of every other class")

@@ -24,7 +24,7 @@ from zskd_fast.recipe import SynthesisRecipe
 if TYPE_CHECKING:
     from zskd_fast.store import Store
 
-_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]"
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} [{elapsed}<{remaining}, {rate_fmt}]"
 
 
 class Synthesizer:
@@ -65,13 +65,13 @@ class Synthesizer:
         self._check_gradient()
 
     def run(
-        self, ids: torch.Tensor | Sequence[int], *, progress: Callable[[float], object] | None = None
+        self, ids: torch.Tensor | Sequence[int], *, progress: Callable[[int], object] | None = None
     ) -> Impressions:
         """Makes the impressions with these ids (integers from 0 up), on the teacher's device.
 
         The teacher is in eval mode with frozen parameters meanwhile, and as before afterwards. ``progress``
-        is called after each step with the number of impressions that it advanced, a fraction. Raises
-        InputError that names the first id if an impression comes out with NaN or infinity.
+        is called after each step with the number of impressions that took it. Raises InputError that names
+        the first id if an impression comes out with NaN or infinity.
         """
         result = self._start(_as_ids(ids, self.device))
         # One pair of Adam's moments serves all batches.
@@ -173,7 +173,7 @@ class Synthesizer:
                     hi=high,
                 )
             if progress is not None:
-                progress(len(part) / recipe.steps)
+                progress(len(part))
 
     def _gradient(self, x, target):
         """Gradient of the summed loss: a sum, unlike a mean, leaves each impression to itself."""
@@ -225,9 +225,10 @@ def synthesize(synthesizer: Synthesizer, store: "Store", *, progress: bool = Tru
     reused = store.num_impressions - sum(len(store.shard_ids(shard)) for shard in missing)
     with tqdm(
         desc="impressions",
-        total=store.num_impressions,
-        initial=reused,
+        total=store.num_impressions * synthesizer.recipe.steps,
+        initial=reused * synthesizer.recipe.steps,
         unit="impression",
+        unit_scale=1 / synthesizer.recipe.steps,
         bar_format=_BAR,
         disable=not (progress and missing),
     ) as bar:
