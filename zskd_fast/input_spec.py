@@ -3,10 +3,12 @@
 import functools
 import math
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from zskd_fast.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class InputSpec:
         """Whether one input is [C, H, W], so that geometric augmentation has a meaning."""
         return len(self.shape) == 3
 
-    def normalise(self, x: torch.Tensor) -> torch.Tensor:
+    def normalise(self, x: "torch.Tensor") -> "torch.Tensor":
         """(x - mean) / std per channel for x[N, *shape]; x itself if the teacher takes raw values."""
         if not self.mean:
             return x
@@ -50,6 +52,8 @@ class InputSpec:
 # Cached, since making a tensor from numbers is a copy from the host: on a GPU that would stall every step.
 @functools.lru_cache(maxsize=64)
 def _per_channel(values, rank, dtype, device):
+    import torch  # only here: the command line shows its help without waiting for torch
+
     with torch.inference_mode(False):  # an inference tensor in the cache would break a later backward pass
         return torch.tensor(values, dtype=dtype, device=device).reshape(1, -1, *(1,) * (rank - 1))
 
