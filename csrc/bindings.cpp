@@ -1,0 +1,33 @@
+// The one door between Python and C++.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
+#include <torch/version.h>
+
+#include "cpu/isa.h"
+#include "ops/ops.h"
+
+namespace py = pybind11;
+
+namespace {
+
+py::dict build_info() {
+  py::dict info;
+  info["torch"] = TORCH_VERSION;
+  info["compiler"] = ZSKD_COMPILER;
+  info["cuda"] = ZSKD_CUDA_VERSION;
+  info["isa"] = zskd::cpu::name(zskd::cpu::isa());
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  using release_gil = py::call_guard<py::gil_scoped_release>;
+  m.def("soft_cross_entropy", &zskd::ops::soft_cross_entropy, release_gil());
+  m.def("distillation_loss", &zskd::ops::distillation_loss, release_gil());
+  m.def("dirichlet", &zskd::ops::dirichlet, release_gil());
+  m.def("philox", &zskd::ops::philox, release_gil());
+  m.def("impression_update_", &zskd::ops::impression_update_, release_gil());
+  m.def("build_info", &build_info);
+}

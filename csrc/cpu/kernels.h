@@ -1,0 +1,23 @@
+// The kernels of the CPU backend, each over a range of rows (or elements) on the calling thread. Every instruction set
+// is a namespace with all of them, compiled from the same sources (see CMakeLists.txt).
+#pragma once
+
+#include "params.h"
+
+#define ZSKD_DECLARE_KERNELS(isa)                                                             \
+  namespace zskd::cpu::isa {                                                                  \
+  void soft_cross_entropy(const RowLossParams& p, int64_t begin, int64_t end, void* scratch); \
+  void distillation_loss(const RowLossParams& p, int64_t begin, int64_t end, void* scratch);  \
+  void dirichlet(const DirichletParams& p, int64_t begin, int64_t end, void* scratch);        \
+  int64_t first_invalid_concentration(const DirichletParams& p, int64_t begin, int64_t end);  \
+  void philox(const PhiloxParams& p, int64_t begin, int64_t end);                             \
+  void impression_update(const ImpressionUpdateParams& p, int64_t begin, int64_t end);        \
+  }
+
+ZSKD_DECLARE_KERNELS(baseline)
+#if defined(ZSKD_X86)
+ZSKD_DECLARE_KERNELS(avx2)
+ZSKD_DECLARE_KERNELS(avx512)
+#endif
+
+#undef ZSKD_DECLARE_KERNELS

@@ -1,0 +1,188 @@
+// The loops of the two row losses (math/row_loss.h). A long row is one row after another with the SIMD lanes over its
+// classes; short rows are packed, sixteen at a time with one row in each lane, so that K = 10 wastes no lane.
+#pragma once
+
+#include <type_traits>
+
+#include "cpu/storage.h"
+#include "cpu/stream.h"
+#include "math/row_loss.h"
+#include "params.h"
+
+// Unnamed: every instruction set compiles its own copy, and the linker must not merge them.
+namespace zskd::cpu {
+namespace {
+
+constexpr int kLanes = 16;
+constexpr int64_t kPackedClasses = 32;  // at most so many classes are packed
+
+template <class Op, class T, class U>
+struct RowLossKernel {
+  using A = accumulate_t<T>;
+
+  const T* a;
+  const U* b;
+  A* loss;
+  T* grad;
+  int64_t a_stride, b_stride, classes;
+  A temperature, inverse_temperature, grad_scale;
+  bool stream;
+
+  explicit RowLossKernel(const RowLossParams& p)
+      : a(static_cast<const T*>(p.a)),
+        b(static_cast<const U*>(p.b)),
+        loss(static_cast<A*>(p.loss)),
+        grad(static_cast<T*>(p.grad)),
+        a_stride(p.a_stride),
+        b_stride(p.b_stride),
+        classes(p.classes),
+        temperature(static_cast<A>(p.temperature)),
+        inverse_temperature(static_cast<A>(1.0 / p.temperature)),
+        grad_scale(Op::scale(temperature) * static_cast<A>(p.grad_weight)),
+        stream(should_stream(p.rows * p.classes * static_cast<int64_t>(sizeof(T)))) {}
+
+  // `scratch` holds 2 * classes values of A.
+  void run(int64_t begin, int64_t end, A* scratch) const {
+    if (classes > kPackedClasses) {
+      for (int64_t row = begin; row < end; ++row) long_row(row, scratch);
+      stream_fence();
+    } else {
+      for (int64_t row = begin; row < end; row += kLanes) {
+        packed_rows(row, end - row < kLanes ? end - row : kLanes);
+      }
+    }
+  }
+
+ private:
+  void long_row(int64_t row, A* scratch) const {
+    const T* az = a + row * a_stride;
+    const U* bz = b + row * b_stride;
+    A a_max = -math::infinity<A>();
+    A b_max = Op::kOtherIsLogits ? -math::infinity<A>() : A(0);
+#pragma omp simd reduction(max : a_max)
+    for (int64_t c = 0; c < classes; ++c) a_max = math::at_least(a_max, load(az + c));
+    if constexpr (Op::kOtherIsLogits) {
+#pragma omp simd reduction(max : b_max)
+      for (int64_t c = 0; c < classes; ++c) b_max = math::at_least(b_max, load(bz + c));
+    }
+
+    A* e = scratch;
+    A* f = scratch + classes;
+    A sum_e = 0, sum_f = 0, sum_dot = 0;
+#pragma omp simd reduction(+ : sum_e, sum_f, sum_dot)
+    for (int64_t c = 0; c < classes; ++c) {
+      const math::RowTerm<A> term = this->term(load(az + c), load(bz + c), a_max, b_max);
+      e[c] = term.e;
+      f[c] = term.f;
+      sum_e += term.e;
+      sum_f += term.f;
+      sum_dot += term.dot;
+    }
+    const math::RowSums<A> sum = {sum_e, sum_f, sum_dot};
+    loss[row] = Op::loss(sum, temperature);
+    if (!grad) return;
+
+    const math::RowFactors<A> factor = Op::factors(sum);
+    T* g = grad + row * classes;
+    if constexpr (sizeof(T) == sizeof(A)) {
+      if (stream) {
+#pragma omp simd
+        for (int64_t c = 0; c < classes; ++c) e[c] = math::row_gradient(e[c], f[c], factor, grad_scale);
+        stream_copy(g, e, classes);
+        return;
+      }
+    }
+#pragma omp simd
+    for (int64_t c = 0; c < classes; ++c) store(g + c, math::row_gradient(e[c], f[c], factor, grad_scale));
+  }
+
+  // Rows [row, row + count), count <= kLanes, of at most kPackedClasses classes. A missing row repeats the first.
+  void packed_rows(int64_t row, int64_t count) const {
+    alignas(64) A az[kPackedClasses * kLanes], bz[kPackedClasses * kLanes];
+    gather_rows(a + row * a_stride, a_stride, count, az);
+    gather_rows(b + row * b_stride, b_stride, count, bz);
+
+    alignas(64) A a_max[kLanes], b_max[kLanes], sum_e[kLanes], sum_f[kLanes], sum_dot[kLanes];
+#pragma omp simd
+    for (int l = 0; l < kLanes; ++l) {
+      a_max[l] = -math::infinity<A>();
+      b_max[l] = Op::kOtherIsLogits ? -math::infinity<A>() : A(0);
+      sum_e[l] = sum_f[l] = sum_dot[l] = 0;
+    }
+    for (int64_t c = 0; c < classes; ++c) {
+#pragma omp simd
+      for (int l = 0; l < kLanes; ++l) {
+        a_max[l] = math::at_least(a_max[l], az[c * kLanes + l]);
+        if constexpr (Op::kOtherIsLogits) b_max[l] = math::at_least(b_max[l], bz[c * kLanes + l]);
+      }
+    }
+    for (int64_t c = 0; c < classes; ++c) {
+#pragma omp simd
+      for (int l = 0; l < kLanes; ++l) {
+        const math::RowTerm<A> term = this->term(az[c * kLanes + l], bz[c * kLanes + l], a_max[l], b_max[l]);
+        az[c * kLanes + l] = term.e;
+        bz[c * kLanes + l] = term.f;
+        sum_e[l] += term.e;
+        sum_f[l] += term.f;
+        sum_dot[l] += term.dot;
+      }
+    }
+    alignas(64) A row_loss[kLanes], factor_a[kLanes], factor_b[kLanes];
+#pragma omp simd
+    for (int l = 0; l < kLanes; ++l) {
+      const math::RowSums<A> sum = {sum_e[l], sum_f[l], sum_dot[l]};
+      row_loss[l] = Op::loss(sum, temperature);
+      const math::RowFactors<A> factor = Op::factors(sum);
+      factor_a[l] = factor.a;
+      factor_b[l] = factor.b;
+    }
+    for (int64_t l = 0; l < count; ++l) loss[row + l] = row_loss[l];
+    if (!grad) return;
+    for (int64_t c = 0; c < classes; ++c) {
+#pragma omp simd
+      for (int l = 0; l < kLanes; ++l) {
+        const math::RowFactors<A> factor = {factor_a[l], factor_b[l]};
+        az[c * kLanes + l] = math::row_gradient(az[c * kLanes + l], bz[c * kLanes + l], factor, grad_scale);
+      }
+    }
+    T* g = grad + row * classes;
+    for (int64_t l = 0; l < count; ++l) {
+      for (int64_t c = 0; c < classes; ++c) store(g + l * classes + c, az[c * kLanes + l]);
+    }
+  }
+
+  __attribute__((always_inline)) math::RowTerm<A> term(A z, A other, A a_max, A b_max) const {
+    const A s = (z - a_max) * inverse_temperature;
+    if constexpr (Op::kOtherIsLogits)
+      return Op::term(s, (other - b_max) * inverse_temperature);
+    else
+      return Op::term(s, other);
+  }
+
+  // To lanes[c * kLanes + row].
+  template <class V>
+  void gather_rows(const V* rows, int64_t stride, int64_t count, A* lanes) const {
+    for (int64_t l = 0; l < kLanes; ++l) {
+      const V* row = rows + (l < count ? l : 0) * stride;
+      for (int64_t c = 0; c < classes; ++c) lanes[c * kLanes + l] = load(row + c);
+    }
+  }
+};
+
+template <class Op>
+void run_row_loss(const RowLossParams& p, int64_t begin, int64_t end, void* scratch) {
+  const auto run = [&](const auto& kernel) {
+    kernel.run(begin, end, static_cast<typename std::decay_t<decltype(kernel)>::A*>(scratch));
+  };
+  const bool narrow_b = p.a_dtype == p.b_dtype;
+  switch (p.a_dtype) {
+    case Dtype::f32: return run(RowLossKernel<Op, float, float>(p));
+    case Dtype::f64: return run(RowLossKernel<Op, double, double>(p));
+    case Dtype::f16: return narrow_b ? run(RowLossKernel<Op, Half, Half>(p)) : run(RowLossKernel<Op, Half, float>(p));
+    case Dtype::bf16:
+      return narrow_b ? run(RowLossKernel<Op, BFloat16, BFloat16>(p)) : run(RowLossKernel<Op, BFloat16, float>(p));
+  }
+}
+
+}  // namespace
+}  // namespace zskd::cpu

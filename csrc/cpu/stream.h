@@ -1,0 +1,44 @@
+// Stores past the cache. A large output that nothing reads soon need not be fetched into the cache before it is
+// overwritten, which saves a quarter of the memory traffic of a row loss.
+#pragma once
+
+#include "math/portable.h"
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+namespace zskd::cpu {
+
+// Beyond what a last-level cache keeps for one core, so that a small output stays where its reader finds it.
+constexpr int64_t kStreamBytes = int64_t{32} << 20;
+
+ZSKD_INLINE bool should_stream(int64_t bytes) {
+#if defined(__SSE2__)
+  return bytes >= kStreamBytes;
+#else
+  return bytes < 0;
+#endif
+}
+
+// Before another thread reads what stream_copy wrote.
+ZSKD_INLINE void stream_fence() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
+template <class T>
+ZSKD_INLINE void stream_copy(T* to, const T* from, int64_t count) {
+  int64_t i = 0;
+#if defined(__SSE2__)
+  constexpr int64_t kStep = 16 / static_cast<int64_t>(sizeof(T));
+  for (; i < count && reinterpret_cast<uintptr_t>(to + i) % 16 != 0; ++i) to[i] = from[i];
+  for (; i + kStep <= count; i += kStep) {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to + i), _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i)));
+  }
+#endif
+  for (; i < count; ++i) to[i] = from[i];
+}
+
+}  // namespace zskd::cpu

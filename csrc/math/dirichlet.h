@@ -1,0 +1,58 @@
+// One log-Gamma variate of a Dirichlet row: y_c = exp(g_c) / sum_k exp(g_k), g_c = log Gamma(alpha_c).
+//
+// Gamma(a), a >= 1, by Marsaglia and Tsang ("A simple method for generating gamma variables", ACM TOMS 2000): with
+// d = a - 1/3, v = (1 + n / sqrt(9 d))^3 is accepted where log u < n^2/2 + d (1 - v + log v). For alpha < 1,
+// Gamma(alpha) = Gamma(alpha + 1) U^(1/alpha): in log space, since U^(1/alpha) underflows from alpha = 1e-2 on.
+#pragma once
+
+#include "math/variates.h"
+
+namespace zskd::math {
+
+// Concentrations below make log(U) / alpha overflow.
+template <class T>
+struct Concentration;
+template <>
+struct Concentration<float> {
+  static constexpr float kLowest = 1e-37f;
+};
+template <>
+struct Concentration<double> {
+  static constexpr double kLowest = 1e-305;
+};
+
+template <class T>
+ZSKD_INLINE bool is_valid_concentration(T alpha) {
+  return alpha >= Concentration<T>::kLowest && alpha < infinity<T>();
+}
+
+template <class T>
+struct GammaAttempt {
+  T log_gamma;
+  T accepted;  // 1 or 0: as wide as its lane
+};
+
+// The attempt of this number for (seed, id, class). `exact` runs the full test; without it only the squeeze
+// u < 1 - 0.0331 n^4 is looked at, which implies the full test and settles nine attempts of ten without a logarithm.
+template <class T, bool exact>
+ZSKD_INLINE GammaAttempt<T> attempt_log_gamma(T alpha, Halves seed, Halves id, uint32_t index, uint32_t attempt) {
+  const PhiloxBlock words = draw(seed, id, index, Purpose::gamma, attempt);
+  const bool boosted = alpha < T(1);
+  const T d = (boosted ? alpha + T(1) : alpha) - T(1.0 / 3);
+  const T n = normal<T>(words.w0, words.w1);
+  const T root = T(1) + n / (T(3) * sqrt(d));
+  const bool positive = root > T(0);
+  const T v = positive ? root * root * root : T(1);
+  const T u = uniform<T>(words.w2);
+  const T n2 = n * n;
+  bool accepted;
+  if constexpr (exact) {
+    accepted = positive & (log_normal(u) < fma(d, T(1) - v + log_normal(v), T(0.5) * n2));
+  } else {
+    accepted = positive & (u < fma(T(-0.0331) * n2, n2, T(1)));
+  }
+  const T boost = log_uniform<T>(words.w3) / alpha;
+  return {log_normal(d * v) + (boosted ? boost : T(0)), accepted ? T(1) : T(0)};
+}
+
+}  // namespace zskd::math

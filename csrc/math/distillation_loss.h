@@ -1,0 +1,38 @@
+// The distillation loss of a row (Hinton, Vinyals, Dean 2015; paper section 3.4):
+//   loss = tau^2 KL(p_t || p_s) = tau^2 [ sum_c p_tc (t_c - s_c) + lse_s - lse_t ]
+//   d loss / d student_c = tau (p_sc - p_tc)
+// with t_c and s_c the teacher's and the student's logits, less their row maximum, over tau.
+#pragma once
+
+#include "math/row_loss.h"
+
+namespace zskd::math {
+
+struct DistillationLoss {
+  static constexpr bool kOtherIsLogits = true;
+
+  // A class that the teacher rules out contributes nothing, whatever the student says of it.
+  template <class A>
+  ZSKD_INLINE RowTerm<A> term(A s, A t) {
+    const A e_teacher = exp_nonpositive(t);
+    return {exp_nonpositive(s), e_teacher, e_teacher == A(0) ? A(0) : e_teacher * (t - s)};
+  }
+
+  template <class A>
+  ZSKD_INLINE A loss(RowSums<A> sum, A temperature) {
+    const A divergence = sum.dot / sum.f + (log_positive(sum.e) - log_positive(sum.f));
+    return temperature * temperature * divergence;
+  }
+
+  template <class A>
+  ZSKD_INLINE RowFactors<A> factors(RowSums<A> sum) {
+    return {A(1) / sum.e, A(1) / sum.f};
+  }
+
+  template <class A>
+  ZSKD_INLINE A scale(A temperature) {
+    return temperature;
+  }
+};
+
+}  // namespace zskd::math

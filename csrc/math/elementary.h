@@ -1,0 +1,185 @@
+// exp, log, sin and cos from IEEE add, multiply, divide, fma and integer operations alone: no libm, no tables, no
+// branches. So a loop over them becomes SIMD code, and a CPU and a GPU give the same bits. The coefficients are
+// minimax fits of the relative error (Remez exchange in 60 digits) rounded to T; tests hold the results to 2 ulp.
+#pragma once
+
+#include "math/portable.h"
+
+namespace zskd::math {
+
+template <class T>
+struct Binary;  // the fields of an IEEE number
+
+template <>
+struct Binary<float> {
+  using Int = int32_t;
+  using UInt = uint32_t;
+  static constexpr int kMantissaBits = 23;
+  static constexpr Int kBias = 127;
+  static constexpr float kRoundToInt = 0x1.8p23f;  // adding it leaves the nearest integer in the low bits
+  static constexpr float kExpLow = -104.0f;        // exp is 0 below, infinite above
+  static constexpr float kExpHigh = 89.0f;
+  static constexpr float kLog2E = 0x1.715476p+0f;
+  static constexpr float kLn2High = 0x1.62e4p-1f;
+  static constexpr float kLn2Low = 0x1.7f7d1cp-20f;
+  static constexpr float kSqrtHalf = 0x1.6a09e6p-1f;
+};
+
+template <>
+struct Binary<double> {
+  using Int = int64_t;
+  using UInt = uint64_t;
+  static constexpr int kMantissaBits = 52;
+  static constexpr Int kBias = 1023;
+  static constexpr double kRoundToInt = 0x1.8p52;
+  static constexpr double kExpLow = -746.0;
+  static constexpr double kExpHigh = 710.0;
+  static constexpr double kLog2E = 0x1.71547652b82fep+0;
+  static constexpr double kLn2High = 0x1.62e42p-1;
+  static constexpr double kLn2Low = 0x1.fdf473de6af28p-22;
+  static constexpr double kSqrtHalf = 0x1.6a09e667f3bcdp-1;
+};
+
+// (exp(r) - 1 - r) / r^2 for |r| <= ln(2)/2
+ZSKD_INLINE float exp_tail(float r) {
+  constexpr float c[] = {0x1.fffffcp-2f, 0x1.555492p-3f, 0x1.5558f2p-5f, 0x1.123ap-7f, 0x1.6a240cp-10f};
+  return polynomial(r, c);
+}
+ZSKD_INLINE double exp_tail(double r) {
+  constexpr double c[] = {0x1.000000000000ap-1,  0x1.55555555554fap-3,  0x1.5555555550860p-5,  0x1.1111111127c73p-7,
+                          0x1.6c16c18430d34p-10, 0x1.a01a012a345ebp-13, 0x1.a01999f8ef403p-16, 0x1.71df25832c855p-19,
+                          0x1.28ad85b752b3ep-22, 0x1.ad7f52c47ab9bp-26};
+  return polynomial(r, c);
+}
+
+// (log((1+s)/(1-s)) / s - 2) / s^2 as a function of z = s^2, for the s that log() meets
+ZSKD_INLINE float log_tail(float z) {
+  constexpr float c[] = {0x1.55557ap-1f, 0x1.995e9cp-2f, 0x1.31e678p-2f};
+  return polynomial(z, c);
+}
+ZSKD_INLINE double log_tail(double z) {
+  constexpr double c[] = {0x1.5555555555593p-1, 0x1.999999997fb34p-2, 0x1.249249421787dp-2, 0x1.c71c51e80442fp-3,
+                          0x1.7466462b0f895p-3, 0x1.39a0f51310b77p-3, 0x1.2f0d8e947446fp-3};
+  return polynomial(z, c);
+}
+
+// (cos(x) - 1 + x^2/2) / x^4 and (sin(x)/x - 1) / x^2 as functions of t = x^2, for |x| <= pi/4
+ZSKD_INLINE float cos_tail(float t) {
+  constexpr float c[] = {0x1.55554ap-5f, -0x1.6c0c8cp-10f, 0x1.9a0232p-16f};
+  return polynomial(t, c);
+}
+ZSKD_INLINE double cos_tail(double t) {
+  constexpr double c[] = {0x1.555555555554cp-5,   -0x1.6c16c16c15181p-10, 0x1.a01a019cb217dp-16,
+                          -0x1.27e4f80a34992p-22, 0x1.1ee9ec192f14bp-29,  -0x1.8faeb6333d55dp-37};
+  return polynomial(t, c);
+}
+ZSKD_INLINE float sin_tail(float t) {
+  constexpr float c[] = {-0x1.555546p-3f, 0x1.110760p-7f, -0x1.994e86p-13f};
+  return polynomial(t, c);
+}
+ZSKD_INLINE double sin_tail(double t) {
+  constexpr double c[] = {-0x1.5555555555549p-3, 0x1.111111110f87dp-7,   -0x1.a01a019c12010p-13,
+                          0x1.71de357814d5dp-19, -0x1.ae5e668766e83p-26, 0x1.5d931813649a9p-33};
+  return polynomial(t, c);
+}
+
+// 2^n for a normal result.
+template <class T>
+ZSKD_INLINE T power_of_two(typename Binary<T>::Int n) {
+  return bit_cast<T>(static_cast<typename Binary<T>::Int>((n + Binary<T>::kBias) << Binary<T>::kMantissaBits));
+}
+
+// exp(x) = 2^n exp(r), r = x - n ln(2). 2^n goes in two factors, so that a subnormal result is rounded only once and
+// n may reach 128 (1024). NaN stays NaN; -inf gives 0, +inf gives +inf.
+template <class T>
+ZSKD_INLINE T exp(T x) {
+  using B = Binary<T>;
+  using Int = typename B::Int;
+  x = at_most(at_least(x, B::kExpLow), B::kExpHigh);
+  const T shifted = fma(x, B::kLog2E, B::kRoundToInt);
+  const Int n = bit_cast<Int>(shifted) - bit_cast<Int>(B::kRoundToInt);
+  const T whole = shifted - B::kRoundToInt;
+  const T r = fma(-whole, B::kLn2Low, fma(-whole, B::kLn2High, x));
+  const T p = fma(r * r, exp_tail(r), r) + T(1);
+  // Not n >> 1: before AVX-512 there is no arithmetic shift of 64-bit lanes.
+  const Int half = static_cast<Int>(static_cast<typename B::UInt>(n + 2048) >> 1) - 1024;
+  return p * power_of_two<T>(half) * power_of_two<T>(n - half);
+}
+
+// exp(x) for x <= 0, where a result below the smallest normal number may be flushed to 0: one factor, one select.
+template <class T>
+ZSKD_INLINE T exp_nonpositive(T x) {
+  using B = Binary<T>;
+  using Int = typename B::Int;
+  constexpr T lowest = T(-(B::kBias - 2)) * T(0.693147180559945309417);  // n >= -(kBias - 1)
+  const T clamped = at_least(x, lowest);
+  const T shifted = fma(clamped, B::kLog2E, B::kRoundToInt);
+  const Int n = bit_cast<Int>(shifted) - bit_cast<Int>(B::kRoundToInt);
+  const T whole = shifted - B::kRoundToInt;
+  const T r = fma(-whole, B::kLn2Low, fma(-whole, B::kLn2High, clamped));
+  const T p = fma(r * r, exp_tail(r), r) + T(1);
+  const T result = p * power_of_two<T>(n);
+  return x < lowest ? T(0) : result;
+}
+
+// x = 2^e (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)).
+template <class T>
+struct LogParts {
+  T f, e;
+};
+
+// Of a positive, finite, normal x.
+template <class T>
+ZSKD_INLINE LogParts<T> log_parts(T x) {
+  using B = Binary<T>;
+  using Int = typename B::Int;
+  constexpr Int root = bit_cast<Int>(B::kSqrtHalf);
+  constexpr Int bias = B::kBias + 1;  // keeps the shifted number positive, again for want of that shift
+  const Int bits = bit_cast<Int>(x);
+  const Int shifted = bits - root + (bias << B::kMantissaBits);
+  const Int e = static_cast<Int>(static_cast<typename B::UInt>(shifted) >> B::kMantissaBits) - bias;
+  const T m = bit_cast<T>(static_cast<Int>(bits - (e << B::kMantissaBits)));
+  // An integer as T without a 64-bit conversion instruction: through the low bits of the rounding constant.
+  const T exponent = bit_cast<T>(static_cast<Int>(e + bit_cast<Int>(B::kRoundToInt))) - B::kRoundToInt;
+  return {m - T(1), exponent};
+}
+
+// With s = f / (2 + f) and z = s^2: log(1 + f) = f - f^2/2 + s (f^2/2 + z tail(z)).
+template <class T>
+ZSKD_INLINE T log_of(LogParts<T> x) {
+  using B = Binary<T>;
+  const T s = x.f / (T(2) + x.f);
+  const T z = s * s;
+  const T half_square = T(0.5) * x.f * x.f;
+  const T correction = fma(s, fma(z, log_tail(z), half_square), x.e * B::kLn2Low);
+  return fma(x.e, B::kLn2High, x.f - (half_square - correction));
+}
+
+// log(x) of a positive, finite, normal x.
+template <class T>
+ZSKD_INLINE T log_normal(T x) {
+  return log_of(log_parts(x));
+}
+
+// The same, with NaN and +inf passed through.
+template <class T>
+ZSKD_INLINE T log_positive(T x) {
+  return x < infinity<T>() ? log_normal(x) : x;
+}
+
+// sin and cos of 2 pi k / 2^32. The reduction to [-pi/4, pi/4] is exact, in integers.
+template <class T>
+ZSKD_INLINE void sincos_turn(uint32_t k, T* sine, T* cosine) {
+  const uint32_t quadrant = (k + 0x20000000u) >> 30;
+  const int32_t rest = static_cast<int32_t>(k - (quadrant << 30));
+  const T x = static_cast<T>(rest) * T(0x1.921fb54442d18p-30);
+  const T t = x * x;
+  const T s = fma(x * t, sin_tail(t), x);
+  const T c = fma(t * t, cos_tail(t), fma(T(-0.5), t, T(1)));
+  const T swapped_s = (quadrant & 1u) ? c : s;
+  const T swapped_c = (quadrant & 1u) ? s : c;
+  *sine = (quadrant & 2u) ? -swapped_s : swapped_s;
+  *cosine = ((quadrant + 1u) & 2u) ? -swapped_c : swapped_c;
+}
+
+}  // namespace zskd::math

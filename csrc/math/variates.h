@@ -1,0 +1,51 @@
+// Uniform and normal variates from 32-bit random words.
+#pragma once
+
+#include "math/elementary.h"
+#include "math/philox.h"
+
+namespace zskd::math {
+
+// The middle of one of 2^23 (float) or 2^32 (double) equal cells of (0, 1): exact, never 0 and never 1.
+template <class T>
+ZSKD_INLINE T uniform(uint32_t word) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    return fma(static_cast<float>(static_cast<int32_t>(word >> 9)), 0x1p-23f, 0x1p-24f);
+  } else {
+    // A signed conversion of word - 2^31: an unsigned one is not a single instruction before AVX-512.
+    return fma(static_cast<double>(static_cast<int32_t>(word ^ 0x80000000u)), 0x1p-32, 0x1.00000001p-1);
+  }
+}
+
+// log(U), U = (word + 1/2) / 2^32. Near U = 1 it is taken from 1 - U, which is exact there while U itself is not: a
+// concentration of 1e-6 divides this logarithm by 1e-6.
+template <class T>
+ZSKD_INLINE T log_uniform(uint32_t word) {
+  const bool near_one = word >= 0xC0000000u;
+  const T below_one = (static_cast<T>(static_cast<int32_t>(~word & 0x3FFFFFFFu)) + T(0.5)) * T(0x1p-32);
+  // Two halves of 16 bits: each converts exactly, and the sum rounds once.
+  const T u = (static_cast<T>(static_cast<int32_t>(word >> 16)) * T(65536) +
+               (static_cast<T>(static_cast<int32_t>(word & 0xFFFFu)) + T(0.5))) *
+              T(0x1p-32);
+  const LogParts<T> parts = log_parts(u);
+  return log_of(LogParts<T>{near_one ? -below_one : parts.f, near_one ? T(0) : parts.e});
+}
+
+// Two independent standard normal variates (Box and Muller 1958), the first alone where the second is not asked for.
+template <class T>
+ZSKD_INLINE void normal_pair(uint32_t word0, uint32_t word1, T* first, T* second) {
+  const T radius = sqrt(T(-2) * log_uniform<T>(word0));
+  T sine, cosine;
+  sincos_turn(word1, &sine, &cosine);
+  *first = radius * cosine;
+  *second = radius * sine;
+}
+
+template <class T>
+ZSKD_INLINE T normal(uint32_t word0, uint32_t word1) {
+  T first, second;
+  normal_pair(word0, word1, &first, &second);
+  return first;
+}
+
+}  // namespace zskd::math

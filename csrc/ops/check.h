@@ -1,0 +1,68 @@
+// Checks and conversions shared by the host functions. A message names the op, the argument, what it got and what it
+// wanted. Every violation is a ValueError in Python, a wrong dtype or device a TypeError.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+#include <string>
+
+#include "params.h"
+
+namespace zskd::ops {
+
+#define ZSKD_CHECK(condition, ...) TORCH_CHECK_VALUE(condition, __VA_ARGS__)
+#define ZSKD_CHECK_TYPE(condition, ...) TORCH_CHECK_TYPE(condition, __VA_ARGS__)
+
+inline bool is_16_bit(at::ScalarType type) { return type == at::kHalf || type == at::kBFloat16; }
+
+// What a 16-bit float is computed and accumulated in.
+inline at::ScalarType accumulate_type(at::ScalarType type) { return is_16_bit(type) ? at::kFloat : type; }
+
+inline Dtype dtype_of(const char* op, const char* argument, const at::Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case at::kFloat: return Dtype::f32;
+    case at::kDouble: return Dtype::f64;
+    case at::kHalf: return Dtype::f16;
+    case at::kBFloat16: return Dtype::bf16;
+    default:
+      ZSKD_CHECK_TYPE(false, op, ": ", argument, " is ", tensor.scalar_type(),
+                      ", wanted float32, float64, float16 or bfloat16");
+  }
+}
+
+inline void check_backend(const char* op, const char* argument, const at::Tensor& tensor) {
+  ZSKD_CHECK_TYPE(tensor.device().is_cpu(), op, ": ", argument, " is on ", tensor.device(),
+                  ", but this build of zskd_fast has the CPU backend only");
+}
+
+inline void check_same_device(const char* op, const char* argument, const at::Tensor& tensor, const at::Tensor& first,
+                              const char* first_argument) {
+  ZSKD_CHECK_TYPE(tensor.device() == first.device(), op, ": ", argument, " is on ", tensor.device(), ", wanted ",
+                  first.device(), " as ", first_argument);
+}
+
+inline void check_same_shape(const char* op, const char* argument, const at::Tensor& tensor, const at::Tensor& first,
+                             const char* first_argument) {
+  ZSKD_CHECK(tensor.sizes() == first.sizes(), op, ": ", argument, " has shape ", tensor.sizes(), ", wanted ",
+             first.sizes(), " as ", first_argument);
+}
+
+inline void check_matrix(const char* op, const char* argument, const at::Tensor& tensor) {
+  ZSKD_CHECK(tensor.dim() == 2, op, ": ", argument, " has shape ", tensor.sizes(), ", wanted [N, K]");
+  ZSKD_CHECK(tensor.size(1) > 0, op, ": ", argument, " has shape ", tensor.sizes(), ", wanted at least one class");
+}
+
+// ids[N]: int64, one for each row.
+inline void check_ids(const char* op, const at::Tensor& ids, const at::Tensor* like = nullptr) {
+  ZSKD_CHECK_TYPE(ids.scalar_type() == at::kLong, op, ": ids is ", ids.scalar_type(), ", wanted int64");
+  ZSKD_CHECK(ids.dim() == 1, op, ": ids has shape ", ids.sizes(), ", wanted [N]");
+  if (like) check_same_device(op, "ids", ids, *like, "concentration");
+}
+
+// Elements of a row adjacent; rows at any distance, so that an expanded or row-sliced matrix is not copied.
+inline at::Tensor with_dense_rows(const at::Tensor& matrix) {
+  return matrix.stride(1) == 1 || matrix.size(1) == 1 ? matrix : matrix.contiguous();
+}
+
+}  // namespace zskd::ops

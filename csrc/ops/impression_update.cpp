@@ -1,0 +1,97 @@
+#include <ATen/ops/empty.h>
+
+#include "cpu/backend.h"
+#include "ops/check.h"
+#include "ops/ops.h"
+
+namespace zskd::ops {
+namespace {
+
+constexpr const char* kOp = "impression_update_";
+
+struct Operand {
+  const char* name;
+  const at::Tensor& tensor;
+};
+
+void check_operand(const Operand& operand, const at::Tensor& x, at::ScalarType type) {
+  check_same_shape(kOp, operand.name, operand.tensor, x, "x");
+  check_same_device(kOp, operand.name, operand.tensor, x, "x");
+  ZSKD_CHECK_TYPE(operand.tensor.scalar_type() == type, kOp, ": ", operand.name, " is ", operand.tensor.scalar_type(),
+                  ", wanted ", type, " beside x in ", x.scalar_type());
+}
+
+double scalar(const char* name, const at::Tensor& tensor) {
+  ZSKD_CHECK(tensor.numel() == 1, kOp, ": ", name, " has shape ", tensor.sizes(), ", wanted one number");
+  return tensor.item<double>();
+}
+
+at::Tensor bound(const char* name, const at::Tensor& tensor, const at::Tensor& x) {
+  const bool per_channel = tensor.dim() == 1 && x.dim() >= 2 && tensor.size(0) == x.size(1);
+  ZSKD_CHECK(tensor.dim() == 0 || per_channel, kOp, ": ", name, " has shape ", tensor.sizes(),
+             ", wanted one number or one for each channel of x with shape ", x.sizes());
+  return tensor.to(at::kDouble).contiguous();
+}
+
+void check_scalars(double step, double lr, double beta1, double beta2, double eps) {
+  ZSKD_CHECK(step >= 1, kOp, ": step is ", step, ", wanted 1 or more (the first update is step 1)");
+  ZSKD_CHECK(lr >= 0, kOp, ": lr is ", lr, ", wanted 0 or more");
+  ZSKD_CHECK(beta1 >= 0 && beta1 < 1 && beta2 >= 0 && beta2 < 1, kOp, ": betas are (", beta1, ", ", beta2,
+             "), wanted two numbers in [0, 1)");
+  ZSKD_CHECK(eps >= 0, kOp, ": eps is ", eps, ", wanted 0 or more");
+}
+
+// Dense in one common order: the kernel may then walk the memory, whatever the order is.
+bool walk_together(const at::Tensor& x, std::initializer_list<at::Tensor> others, bool per_channel) {
+  if (per_channel ? !x.is_contiguous() : !x.is_non_overlapping_and_dense()) return false;
+  return std::all_of(others.begin(), others.end(), [&](const at::Tensor& t) { return t.strides() == x.strides(); });
+}
+
+}  // namespace
+
+void impression_update_(at::Tensor x, const at::Tensor& grad, at::Tensor exp_avg, at::Tensor exp_avg_sq,
+                        const at::Tensor& step, const at::Tensor& lr, double beta1, double beta2, double eps, double l1,
+                        double l2, const at::Tensor& lo, const at::Tensor& hi) {
+  check_backend(kOp, "x", x);
+  const at::ScalarType state_type = accumulate_type(x.scalar_type());
+  check_operand({"grad", grad}, x, x.scalar_type());
+  check_operand({"exp_avg", exp_avg}, x, state_type);
+  check_operand({"exp_avg_sq", exp_avg_sq}, x, state_type);
+  const at::Tensor low = bound("lo", lo, x), high = bound("hi", hi, x);
+  const bool per_channel = low.dim() == 1 || high.dim() == 1;
+
+  if (!walk_together(x, {grad, exp_avg, exp_avg_sq}, per_channel)) {
+    at::Tensor dense_x = x.contiguous(), m = exp_avg.contiguous(), v = exp_avg_sq.contiguous();
+    impression_update_(dense_x, grad.contiguous(), m, v, step, lr, beta1, beta2, eps, l1, l2, lo, hi);
+    x.copy_(dense_x);
+    exp_avg.copy_(m);
+    exp_avg_sq.copy_(v);
+    return;
+  }
+
+  ImpressionUpdateParams p;
+  p.dtype = dtype_of(kOp, "x", x);
+  p.step = scalar("step", step);
+  p.lr = scalar("lr", lr);
+  check_scalars(p.step, p.lr, beta1, beta2, eps);
+  p.beta1 = beta1;
+  p.beta2 = beta2;
+  p.eps = eps;
+  p.l1 = l1;
+  p.l2 = l2;
+  const at::Tensor all_low = per_channel ? low.expand({x.size(1)}).contiguous() : low;
+  const at::Tensor all_high = per_channel ? high.expand({x.size(1)}).contiguous() : high;
+  p.lo = all_low.const_data_ptr<double>();
+  p.hi = all_high.const_data_ptr<double>();
+  p.channels = per_channel ? x.size(1) : 1;
+  p.size = x.numel();
+  if (p.size == 0) return;
+  p.channel_size = per_channel ? p.size / (x.size(0) * x.size(1)) : p.size;
+  p.x = x.mutable_data_ptr();
+  p.grad = grad.const_data_ptr();
+  p.exp_avg = exp_avg.mutable_data_ptr();
+  p.exp_avg_sq = exp_avg_sq.mutable_data_ptr();
+  cpu::impression_update(p);
+}
+
+}  // namespace zskd::ops

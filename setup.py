@@ -1,0 +1,41 @@
+"""Turns environment variables into CMake options and runs CMake with ninja; what is built stands in CMakeLists.txt.
+
+ZSKD_CUDA   1: a missing nvcc or a CPU build of torch is an error, 0: no CUDA, unset: CUDA where both are found
+MAX_JOBS    compilers at once (default: ninja's choice)
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+CUDA_CHOICES = {None: "AUTO", "": "AUTO", "0": "OFF", "1": "ON"}
+
+
+def cmake_options() -> list[str]:
+    choice = os.environ.get("ZSKD_CUDA")
+    if choice not in CUDA_CHOICES:
+        raise SystemExit(f"ZSKD_CUDA is {choice!r}, wanted 0, 1 or unset")
+    return [f"-DZSKD_CUDA={CUDA_CHOICES[choice]}", f"-DPython_EXECUTABLE={sys.executable}"]
+
+
+class CMakeBuild(build_ext):
+    def build_extension(self, extension: Extension) -> None:
+        package_folder = Path(self.get_ext_fullpath(extension.name)).resolve().parent
+        build_folder = Path(self.build_temp).resolve()
+        subprocess.run(
+            ["cmake", "-S", str(ROOT), "-B", str(build_folder), "-G", "Ninja", *cmake_options()], check=True
+        )
+        jobs = os.environ.get("MAX_JOBS")
+        parallel = ["--parallel", jobs] if jobs else []
+        subprocess.run(["cmake", "--build", str(build_folder), *parallel], check=True)
+        # An editable install runs from the source tree, where setuptools copies the extension but not its record.
+        for prefix in [package_folder.parent, *([ROOT] if self.editable_mode else [])]:
+            subprocess.run(["cmake", "--install", str(build_folder), "--prefix", str(prefix)], check=True)
+
+
+setup(ext_modules=[Extension("zskd_fast._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -1,0 +1,40 @@
+"""zskd_fast: a smaller student from a trained teacher alone, by Zero-Shot Knowledge Distillation.
+
+Nayak, Mopuri, Shaj, Babu, Chakraborty: "Zero-Shot Knowledge Distillation in Deep Networks", ICML 2019.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+# Name -> module that defines it. Loaded on first use, so that `zskd-fast --help` need not wait for torch.
+_EXPORTS = {
+    "InputError": "errors",
+    "build_info": "build_info",
+    "InputSpec": "input_spec",
+    "Recipe": "recipe",
+    "load_recipe": "recipe",
+    "recipe_names": "recipe",
+    "Plan": "plan",
+    "class_similarity": "class_similarity",
+    "Synthesizer": "synthesizer",
+    "Distiller": "distiller",
+    "Store": "store",
+}
+_MODULES = ("distributions", "models", "nn", "ops", "reference")
+
+__all__ = [*_EXPORTS, *_MODULES]
+
+
+def __getattr__(name: str):
+    if name in _EXPORTS:
+        value = getattr(importlib.import_module(f"zskd_fast.{_EXPORTS[name]}"), name)
+        globals()[name] = value  # also over the module of the same name, which the import has just set
+        return value
+    if name in _MODULES:
+        return importlib.import_module(f"zskd_fast.{name}")
+    raise AttributeError(f"module 'zskd_fast' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

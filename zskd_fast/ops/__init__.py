@@ -1,0 +1,16 @@
+"""The accelerated ops. Each has a twin of the same signature, in plain torch, in `zskd_fast.reference`."""
+
+from zskd_fast.ops.dirichlet import dirichlet
+from zskd_fast.ops.distillation_loss import distillation_loss
+from zskd_fast.ops.impression_update import impression_update_
+from zskd_fast.ops.philox import philox
+from zskd_fast.ops.soft_cross_entropy import soft_cross_entropy, soft_cross_entropy_value_and_grad
+
+__all__ = [
+    "dirichlet",
+    "distillation_loss",
+    "impression_update_",
+    "philox",
+    "soft_cross_entropy",
+    "soft_cross_entropy_value_and_grad",
+]

@@ -1,0 +1,74 @@
+"""One Adam step on a batch of impressions, with pixel priors and the valid input range."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from zskd_fast._load import _C
+
+
+@torch.library.custom_op("zskd_fast::impression_update_", mutates_args=("x", "exp_avg", "exp_avg_sq"))
+def _op(
+    x: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: Tensor,
+    lr: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    l1: float,
+    l2: float,
+    lo: Tensor,
+    hi: Tensor,
+) -> None:
+    _C.impression_update_(x, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, l1, l2, lo, hi)
+
+
+@_op.register_fake
+def _fake(x, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, l1, l2, lo, hi):
+    return None
+
+
+def _as_tensor(value: float | Tensor) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+
+
+def impression_update_(
+    x: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: int | Tensor,
+    *,
+    lr: float | Tensor,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    l1: float = 0.0,
+    l2: float = 0.0,
+    lo: float | Tensor = -math.inf,
+    hi: float | Tensor = math.inf,
+) -> None:
+    """Adam (Kingma and Ba 2015, algorithm 1) with bias correction, priors and clamp, in one pass and in place.
+
+    The gradient of the priors l1 sum |x| + l2 sum x^2, which is l1 sign(x) + 2 l2 x, is added to grad; after the step x is
+    clamped to [lo, hi]. Without priors and clamp this is `torch.optim.Adam`.
+
+    Args:
+        x: impressions [N, ...], changed in place; float16, bfloat16, float32 or float64, any strides.
+        grad: gradient of the summed loss, like x. Not changed.
+        exp_avg, exp_avg_sq: first and second moment, changed in place; shape of x, float32 beside a 16-bit x, else its
+            dtype. Zeros before step 1.
+        step: number of this update, counted from 1; an int or a tensor of one element.
+        lr: learning rate; a number or a tensor of one element.
+        lo, hi: bounds of a valid input; a number, or [C] for dimension 1 of x. NaN in x stays NaN.
+
+    Raises:
+        ValueError: shapes, step, lr, betas or eps.
+        TypeError: dtypes or devices.
+    """
+    beta1, beta2 = betas
+    bounds = _as_tensor(lo), _as_tensor(hi)
+    _op(x, grad, exp_avg, exp_avg_sq, _as_tensor(step), _as_tensor(lr), beta1, beta2, eps, l1, l2, *bounds)
