@@ -74,6 +74,16 @@ def test_command_returns_1_for_a_failed_check(monkeypatch, capsys):
     assert "FAILED" in capsys.readouterr().out
 
 
+def test_extension_that_cannot_be_loaded_is_a_failed_check_and_one_sentence(monkeypatch, capsys):
+    def unloadable(name, package=None):
+        raise ImportError("zskd_fast was built for torch 1, running torch 2; rebuild it")
+
+    monkeypatch.setattr(doctor, "import_module", unloadable)
+    assert cli.main(["doctor"]) == 1
+    printed = capsys.readouterr()
+    assert "rebuild it" in printed.out and "Traceback" not in printed.err
+
+
 def test_environment_is_fit_for_json():
     facts = doctor.environment("cpu")
     assert json.loads(json.dumps(facts)) == facts

@@ -7,27 +7,28 @@ from typing import Annotated, Union
 import tyro
 
 from zskd_fast.errors import InputError
-from zskd_fast.options import Command, Demo, commands
+from zskd_fast.options import Command, Demo, Doctor, commands
 from zskd_fast.recipe import load_recipe
 
 __all__ = ["main", "parse"]
 
 _DESCRIPTION = "Zero-shot knowledge distillation: a smaller student from a trained classifier alone."
 _STYLE = {"config": (tyro.conf.FlagConversionOff,)}
+_BROKEN = 1
 _BAD_INPUT = 2
 _INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns 0, or 1 for a failed check, or 2 for bad input, or 130 when interrupted."""
+    """Run one command; returns 0, 1 for a broken installation, 2 for bad input or 130 when interrupted."""
     try:
         command = parse(sys.argv[1:] if argv is None else argv)
-        # torch takes seconds to import: only a command that was understood pays for it
-        from zskd_fast.commands import execute
-
-        return execute(command)
+        return _execute(command)
     except SystemExit as stop:  # tyro has printed the help, or what is wrong with an option
         return stop.code if isinstance(stop.code, int) else _BAD_INPUT
+    except ImportError as error:  # the compiled extension, which says itself how to rebuild it
+        print(f"zskd-fast: {error}", file=sys.stderr)
+        return _BROKEN
     except (InputError, OSError) as error:
         print(f"zskd-fast: {_sentence(error)}", file=sys.stderr)
         return _BAD_INPUT
@@ -56,6 +57,17 @@ def parse(argv: Sequence[str]) -> Command:
         args=list(argv),
         **_STYLE,
     )
+
+
+def _execute(command: Command) -> int:
+    # torch takes seconds to import: only a command that was understood pays for it
+    if isinstance(command, Doctor):  # must not need what it examines
+        from zskd_fast.doctor import report
+
+        return report()
+    from zskd_fast.commands import execute
+
+    return execute(command)
 
 
 def _sentence(error: Exception) -> str:

@@ -10,7 +10,6 @@ from functools import singledispatch
 import torch
 
 from zskd_fast.data import load_folder, to_input
-from zskd_fast.doctor import examine
 from zskd_fast.errors import InputError
 from zskd_fast.evaluation import TestSet, accuracy, load_test_set
 from zskd_fast.input_spec import InputSpec
@@ -19,7 +18,6 @@ from zskd_fast.options import (
     Command,
     Demo,
     Distill,
-    Doctor,
     Machine,
     Report,
     Run,
@@ -122,17 +120,6 @@ def _(command: TrainTeacher) -> int:
     )
     print(f"weights       {command.out}")
     return 0
-
-
-@execute.register
-def _(command: Doctor) -> int:
-    facts, checks = examine()
-    for name, value in facts.items():
-        for key, shown in value.items() if isinstance(value, dict) else [(name, value)]:
-            print(f"{key:<24}{shown}")
-    for check in checks:
-        print(f"{check.name:<32}{'ok' if check.passed else 'FAILED':<8}{check.detail}")
-    return 0 if all(check.passed for check in checks) else 1
 
 
 def set_up(machine: Machine) -> torch.device:

@@ -6,11 +6,12 @@ import importlib.metadata
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from types import ModuleType
 
 import torch
 
-__all__ = ["Check", "check_ops", "environment", "examine"]
+__all__ = ["Check", "check_ops", "environment", "report"]
 
 _TOLERANCE = 1e-4
 _ROWS, _CLASSES = 64, 10
@@ -38,15 +39,22 @@ def environment(device: torch.device | str = "cpu") -> dict[str, object]:
     }
 
 
-def examine() -> tuple[dict[str, object], list[Check]]:
-    """The facts about this installation and the outcome of each check."""
-    return environment("cuda" if torch.cuda.is_available() else "cpu"), check_ops()
+def report() -> int:
+    """Print the facts about this installation and the outcome of each check; returns 1 if one failed."""
+    facts = environment("cuda" if torch.cuda.is_available() else "cpu")
+    for name, value in facts.items():
+        for key, shown in value.items() if isinstance(value, dict) else [("", value)]:
+            print(f"{f'{name} {key}'.strip():<24}{shown}")
+    checks = check_ops()
+    for check in checks:
+        print(f"{check.name:<32}{'ok' if check.passed else 'FAILED':<8}{check.detail}")
+    return 0 if all(check.passed for check in checks) else 1
 
 
 def check_ops() -> list[Check]:
     """Run every op on every device that is here, and compare it with its reference in plain torch."""
     try:
-        from zskd_fast import ops, reference
+        ops, reference = import_module("zskd_fast.ops"), import_module("zskd_fast.reference")
     except (ImportError, OSError) as error:
         return [Check("import of the ops", False, str(error))]
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
