@@ -81,6 +81,7 @@ def _compare(
 
 
 def _relative_error(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    got, wanted = got.detach(), wanted.detach()
     scale = wanted.abs().max().clamp_min(1.0)
     return float(((got - wanted).abs().max() / scale).nan_to_num(nan=float("inf")))
 
