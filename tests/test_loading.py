@@ -170,7 +170,9 @@ class _Evil:
         return os.mkdir, (os.environ["ZSKD_TEST_EVIL"],)
 
 
-@pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+@pytest.mark.parametrize(
+    "save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value, protocol=2))]
+)
 def test_pickle_that_would_run_code_is_refused(tmp_path, monkeypatch, save):
     witness = tmp_path / "witness"
     monkeypatch.setenv("ZSKD_TEST_EVIL", str(witness))

@@ -21,8 +21,7 @@ from small_models import (
 from zskd_fast.errors import InputError
 from zskd_fast.evaluation import TestSet
 from zskd_fast.input_spec import InputSpec
-from zskd_fast.options import Student, Teacher
-from zskd_fast.pipeline import Job, Models, run_job
+from zskd_fast.pipeline import Job, Model, run_job
 from zskd_fast.report import figures, write_report
 from zskd_fast.runs import RunFolder
 
@@ -31,11 +30,11 @@ def make_run(
     out, spec=IMAGE, classes=4, impressions=40, build=image_classifier, test=True, name="users:build"
 ):
     """A whole small run, without the command line."""
-    models = Models(build(classes=classes), build(classes=classes, seed=1), Teacher(name), Student(name))
+    teacher, student = (Model(build(classes=classes, seed=seed), name) for seed in (0, 1))
     labels = torch.arange(6) % classes
     test_set = TestSet(torch.rand(6, *spec.shape), labels, "six made-up images") if test else None
     recipe = distillation_recipe(steps=4)
-    job = Job(models, spec, recipe, test_set, out, seed=0, device=torch.device("cpu"))
+    job = Job(teacher, student, spec, recipe, test_set, out, seed=0, device=torch.device("cpu"))
     return run_job(job, synthesis_recipe(impressions=impressions, steps=2))
 
 

@@ -6,6 +6,7 @@ import json
 import platform
 from dataclasses import asdict
 from functools import singledispatch
+from pathlib import Path
 
 import torch
 
@@ -26,7 +27,7 @@ from zskd_fast.options import (
     Teacher,
     TrainTeacher,
 )
-from zskd_fast.pipeline import Job, distill_store, load_models, load_teacher, make_synthesizer, run_job
+from zskd_fast.pipeline import Job, distill_store, load_student, load_teacher, make_synthesizer, run_job
 from zskd_fast.report import missing_extras, write_report
 from zskd_fast.runs import RunFolder, require_writable
 from zskd_fast.store import Store
@@ -70,8 +71,7 @@ def _run(command: Demo | Run, teacher: Teacher, student: Student, test: TestSet 
 def _(command: Distill) -> int:
     require_writable(command.out)
     store = Store.open(command.impressions)
-    described = store.manifest["fingerprint"]["input"]
-    spec = InputSpec(**described)
+    spec = InputSpec(**store.manifest["fingerprint"]["input"])
     test = _test_set(command.test_data, spec)
     _conclude(distill_store(_job(command, command.teacher, command.student, spec, test), store))
     return 0
@@ -81,8 +81,7 @@ def _(command: Distill) -> int:
 def _(command: Synthesize) -> int:
     require_writable(command.out)
     teacher = load_teacher(command.teacher, set_up(command.machine))
-    seed = command.machine.seed
-    synthesizer = make_synthesizer(teacher, command.teacher, command.input, command.synthesis, seed)
+    synthesizer = make_synthesizer(teacher, command.input, command.synthesis, command.machine.seed)
     store = Store.open_or_create(command.out, synthesizer.fingerprint())
     summary = synthesize(synthesizer, store)
     rate = (
@@ -140,12 +139,20 @@ def set_up(machine: Machine) -> torch.device:
 def _job(
     command: Demo | Run | Distill, teacher: Teacher, student: Student, spec: InputSpec, test: TestSet | None
 ) -> Job:
-    device = set_up(command.machine)
-    models = load_models(teacher, student, command.machine, device)
-    return Job(models, spec, command.distillation, test, command.out, command.machine.seed, device)
+    device, seed = set_up(command.machine), command.machine.seed
+    return Job(
+        load_teacher(teacher, device),
+        load_student(student, seed, device),
+        spec,
+        command.distillation,
+        test,
+        command.out,
+        seed,
+        device,
+    )
 
 
-def _test_set(folder, spec: InputSpec) -> TestSet | None:
+def _test_set(folder: Path | None, spec: InputSpec) -> TestSet | None:
     return None if folder is None else load_test_set(folder, spec)
 
 

@@ -116,7 +116,8 @@ def load_state(path: str | Path) -> dict[str, torch.Tensor]:
 
 def save_weights(model: nn.Module, path: str | Path, metadata: Mapping[str, str]) -> None:
     """Write the weights of `model` to a .safetensors file that is either whole or absent."""
-    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    # Clones, since safetensors refuses tensors that share memory, as tied weights do.
+    state = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
     write_atomically(path, save(state, dict(metadata)))
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from zskd_fast.class_similarity import class_similarity
-from zskd_fast.classifier import Classifier, weights_sha256
+from zskd_fast.classifier import Classifier, LogitsFn, weights_sha256
 from zskd_fast.distiller import Distiller
 from zskd_fast.doctor import environment
 from zskd_fast.errors import InputError
@@ -19,38 +19,45 @@ from zskd_fast.evaluation import TestSet, accuracy
 from zskd_fast.files import sha256
 from zskd_fast.impressions import Impressions
 from zskd_fast.input_spec import InputSpec
-from zskd_fast.loading import load_callable, load_model, save_weights
-from zskd_fast.options import Machine, Student, Teacher
+from zskd_fast.loading import load_callable, load_model, load_state, save_weights
+from zskd_fast.options import Student, Teacher
 from zskd_fast.recipe import DistillationRecipe, SynthesisRecipe
 from zskd_fast.runs import Accuracy, DistillationRecord, RunFolder, SynthesisRecord
 from zskd_fast.store import Store
 from zskd_fast.synthesizer import Synthesizer, synthesize
 
-__all__ = ["Job", "Models", "distill_store", "load_models", "run_job"]
+__all__ = ["Job", "Model", "distill_store", "load_student", "load_teacher", "make_synthesizer", "run_job"]
 
 _EVALUATIONS = 10
 
 
 @dataclass(frozen=True)
-class Models:
-    """A teacher and a student on one device, with what the user said about them."""
+class Model:
+    """A teacher or a student, and what the user said about it."""
 
-    teacher: nn.Module
-    student: nn.Module
-    teacher_options: Teacher
-    student_options: Student
+    module: nn.Module
+    name: str
+    """What the user called it: package.module:callable, or the file of a whole model."""
+    logits_fn: LogitsFn | None = None
+    layer: str | None = None
 
     @property
-    def names(self) -> dict[str, str]:
-        """Short names for people."""
-        return {"teacher": short_name(self.teacher_options), "student": short_name(self.student_options)}
+    def short_name(self) -> str:
+        """`LeNet5` for zskd_fast.models:LeNet5."""
+        return self.name.rpartition(":")[2]
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters it has."""
+        return sum(parameter.numel() for parameter in self.module.parameters())
 
 
 @dataclass(frozen=True)
 class Job:
-    """A student to be distilled, and where to put it."""
+    """A student to be distilled, and where to put it; both models are on `device`."""
 
-    models: Models
+    teacher: Model
+    student: Model
     input: InputSpec
     distillation: DistillationRecipe
     test: TestSet | None
@@ -59,50 +66,39 @@ class Job:
     device: torch.device
 
 
-def load_models(teacher: Teacher, student: Student, machine: Machine, device: torch.device) -> Models:
-    """Load both models; the seed alone decides the first weights of a student that has none."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(machine.seed)
-        learner = load_model(student.student, student.student_weights)
-    return Models(load_teacher(teacher, device), learner.to(device), teacher, student)
-
-
-def load_teacher(options: Teacher, device: torch.device) -> nn.Module:
+def load_teacher(options: Teacher, device: torch.device) -> Model:
     """Load the teacher that the user named."""
-    return load_model(options.teacher, options.weights).to(device)
+    module = load_model(options.teacher, options.weights).to(device)
+    name = options.teacher or Path(options.weights).name
+    return Model(module, name, _optional(options.logits_fn), options.layer)
 
 
-def optional_callable(spec: str | None) -> Any:
-    """The callable that a user named, or None."""
-    return None if spec is None else load_callable(spec)
+def load_student(options: Student, seed: int, device: torch.device) -> Model:
+    """Load the student that the user named; the seed alone decides weights that no file gives."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = load_model(options.student, options.student_weights).to(device)
+    name = options.student or Path(options.student_weights).name
+    return Model(module, name, _optional(options.student_logits_fn))
 
 
-def short_name(options: Teacher | Student) -> str:
-    """`LeNet5` for zskd_fast.models:LeNet5, or the file name of a whole model."""
-    spec = options.teacher if isinstance(options, Teacher) else options.student
-    return spec.partition(":")[2] if spec else Path(str(getattr(options, "weights", ""))).name
-
-
-def make_synthesizer(
-    teacher: nn.Module, options: Teacher, spec: InputSpec, recipe: SynthesisRecipe, seed: int
-) -> Synthesizer:
-    """A synthesizer as the options ask for; everything about the teacher is checked here."""
-    logits_fn = optional_callable(options.logits_fn)
-    return Synthesizer(teacher, spec, recipe, seed=seed, layer=options.layer, logits_fn=logits_fn)
+def make_synthesizer(teacher: Model, spec: InputSpec, recipe: SynthesisRecipe, seed: int) -> Synthesizer:
+    """A synthesizer of this teacher; everything about the teacher is checked here."""
+    return Synthesizer(
+        teacher.module, spec, recipe, seed=seed, layer=teacher.layer, logits_fn=teacher.logits_fn
+    )
 
 
 def run_job(job: Job, synthesis: SynthesisRecipe) -> RunFolder:
     """Make the impressions and distil the student; goes on with an interrupted run in the same folder.
 
-    All that the user gave is checked before anything is written.
+    Everything that the user gave is checked before anything is written.
     """
-    options = job.models.teacher_options
-    synthesizer = make_synthesizer(job.models.teacher, options, job.input, synthesis, job.seed)
-    distiller = _distiller(job)
-    identity = _identity(job, {"synthesis": asdict(synthesis), "layer": synthesizer.layer})
-    run = RunFolder.open_or_create(job.out, identity)
+    synthesizer = make_synthesizer(job.teacher, job.input, synthesis, job.seed)
+    distiller = _make_distiller(job)
+    run = RunFolder.open_or_create(job.out, _identity(job, synthesizer.layer, asdict(synthesis), job.seed))
     if run.is_finished:
-        return run
+        return _shown_again(job, run)
     store = Store.open_or_create(run.impressions_path, synthesizer.fingerprint())
     summary = synthesize(synthesizer, store)
     if summary.made:
@@ -115,67 +111,68 @@ def run_job(job: Job, synthesis: SynthesisRecipe) -> RunFolder:
 
 def distill_store(job: Job, store: Store) -> RunFolder:
     """Distil the student from a finished store of impressions of the same teacher."""
-    _require_same_teacher(store, job.models.teacher)
-    fingerprint = store.manifest["fingerprint"]
-    distiller = _distiller(job)
-    impressions = store.read_all()
-    identity = _identity(job, {"synthesis": fingerprint["recipe"], "synthesis_seed": fingerprint["seed"]})
-    run = RunFolder.open_or_create(job.out, identity)
+    _require_same_teacher(store, job.teacher.module)
+    made = store.manifest["fingerprint"]
+    distiller, impressions = _make_distiller(job), store.read_all()
+    run = RunFolder.open_or_create(job.out, _identity(job, made["layer"], made["recipe"], made["seed"]))
     if run.is_finished:
-        return run
+        return _shown_again(job, run)
     run.record.impressions = str(store.folder.absolute())
-    similarity = class_similarity(job.models.teacher, layer=fingerprint["layer"])
-    run.record.class_similarity = similarity.tolist()
+    run.record.class_similarity = class_similarity(job.teacher.module, layer=made["layer"]).tolist()
     _distil(job, run, distiller, impressions)
     return run
 
 
-def _distiller(job: Job) -> Distiller:
+def _make_distiller(job: Job) -> Distiller:
     return Distiller(
-        job.models.teacher,
-        job.models.student,
+        job.teacher.module,
+        job.student.module,
         job.distillation,
         job.input,
         seed=job.seed,
-        logits_fn=optional_callable(job.models.teacher_options.logits_fn),
-        student_logits_fn=optional_callable(job.models.student_options.student_logits_fn),
+        logits_fn=job.teacher.logits_fn,
+        student_logits_fn=job.student.logits_fn,
     )
 
 
-def _identity(job: Job, synthesis: dict[str, Any]) -> dict[str, Any]:
+def _identity(job: Job, layer: str, synthesis: dict[str, Any], synthesis_seed: int) -> dict[str, Any]:
     """All that the student depends on."""
-    recipe = {"input": asdict(job.input), **synthesis, "distillation": asdict(job.distillation)}
-    options = job.models.teacher_options, job.models.student_options
     return {
         "seed": job.seed,
-        "teacher": {"model": options[0].teacher, "sha256": weights_sha256(job.models.teacher)},
-        "student": {"model": options[1].student, "start sha256": weights_sha256(job.models.student)},
-        "recipe": recipe,
+        "synthesis_seed": synthesis_seed,
+        "teacher": {"model": job.teacher.name, "sha256": weights_sha256(job.teacher.module), "layer": layer},
+        "student": {"model": job.student.name, "start_sha256": weights_sha256(job.student.module)},
+        "recipe": {
+            "input": asdict(job.input),
+            "synthesis": synthesis,
+            "distillation": asdict(job.distillation),
+        },
     }
 
 
 def _distil(job: Job, run: RunFolder, distiller: Distiller, impressions: Impressions) -> None:
-    record, models = run.record, job.models
-    evaluate, teacher_accuracy = _evaluation(job)
     history = distiller.fit(
         impressions.x,
         impressions.teacher_logits,
         impressions.id,
-        evaluate=evaluate,
-        evaluate_every=max(1, job.distillation.steps // _EVALUATIONS) if evaluate else 0,
+        evaluate=None if job.test is None else lambda _: _accuracy(job, job.student, "student"),
+        evaluate_every=max(1, job.distillation.steps // _EVALUATIONS),
         checkpoint=run.checkpoint_path,
     )
-    record.distillation = DistillationRecord(
+    run.record.distillation = DistillationRecord(
         history.seconds, history.phase_seconds, history.loss, history.learning_rate, history.evaluations
     )
-    if job.test is not None:
-        final = history.evaluations[-1][1]
-        record.accuracy = Accuracy(job.test.source, len(job.test.labels), teacher_accuracy, final)
-    names = models.names
-    record.names = {**names, "title": f"{names['teacher']} to {names['student']}"}
-    record.parameters = {"teacher": _count(models.teacher), "student": _count(models.student)}
+    _describe(job, run)
+    _finish(run, job.student.module)
+
+
+def _describe(job: Job, run: RunFolder) -> None:
+    record, teacher, student = run.record, job.teacher, job.student
+    title = f"{teacher.short_name} to {student.short_name}"
+    record.names = {"title": title, "teacher": teacher.short_name, "student": student.short_name}
+    record.parameters = {"teacher": teacher.parameters, "student": student.parameters}
+    record.accuracy = _measured(job)
     record.environment = environment(job.device)
-    _finish(run, models.student)
 
 
 def _finish(run: RunFolder, student: nn.Module) -> None:
@@ -187,21 +184,25 @@ def _finish(run: RunFolder, student: nn.Module) -> None:
     run.checkpoint_path.unlink(missing_ok=True)
 
 
-def _evaluation(job: Job):
-    """(function that measures the student, accuracy of the teacher); (None, 0) without test images."""
-    test = job.test
-    if test is None:
-        return None, 0.0
-    options = job.models.teacher_options, job.models.student_options
-    teacher_fn = optional_callable(options[0].logits_fn)
-    student_fn = optional_callable(options[1].student_logits_fn)
-    teacher = Classifier(job.models.teacher, job.input, logits_fn=teacher_fn)
-    student = Classifier(job.models.student, job.input, role="student", logits_fn=student_fn)
+def _shown_again(job: Job, run: RunFolder) -> RunFolder:
+    """A finished run is not done again; only an accuracy that was not asked for then is measured now."""
+    if job.test is not None and run.record.accuracy is None:
+        job.student.module.load_state_dict(load_state(run.student_path))
+        run.record.accuracy = _measured(job)
+        run.save()
+    return run
 
-    def evaluate(model: nn.Module) -> float:
-        return accuracy(model, test.inputs, test.labels, forward=student.logits)
 
-    return evaluate, accuracy(teacher.model, test.inputs, test.labels, forward=teacher.logits)
+def _measured(job: Job) -> Accuracy | None:
+    if job.test is None:
+        return None
+    teacher, student = _accuracy(job, job.teacher, "teacher"), _accuracy(job, job.student, "student")
+    return Accuracy(job.test.source, len(job.test.labels), teacher, student)
+
+
+def _accuracy(job: Job, model: Model, role: str) -> float:
+    classifier = Classifier(model.module, job.input, role=role, logits_fn=model.logits_fn)
+    return accuracy(model.module, job.test.inputs, job.test.labels, forward=classifier.logits)
 
 
 def _require_same_teacher(store: Store, teacher: nn.Module) -> None:
@@ -209,9 +210,9 @@ def _require_same_teacher(store: Store, teacher: nn.Module) -> None:
     if got != wanted:
         raise InputError(
             f"{store.folder} holds impressions of another teacher: its weights have SHA-256 {wanted[:12]}, "
-            f"the teacher given has {got[:12]}"
+            f"those of the teacher given {got[:12]}"
         )
 
 
-def _count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+def _optional(spec: str | None) -> Any:
+    return None if spec is None else load_callable(spec)
