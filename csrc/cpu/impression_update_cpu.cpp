@@ -20,11 +20,12 @@ struct Update {
         grad(static_cast<const T*>(p.grad)),
         exp_avg(static_cast<A*>(p.exp_avg)),
         exp_avg_sq(static_cast<A*>(p.exp_avg_sq)),
-        update{static_cast<A>(p.beta1),
-               static_cast<A>(p.beta2),
+        update{static_cast<A>(p.beta2),
                static_cast<A>(p.eps),
                static_cast<A>(p.l1),
                static_cast<A>(p.l2),
+               static_cast<A>(1 - p.beta1),
+               static_cast<A>(1 - p.beta2),
                static_cast<A>(p.lr / (1 - __builtin_pow(p.beta1, p.step))),
                static_cast<A>(1 / __builtin_sqrt(1 - __builtin_pow(p.beta2, p.step)))} {}
 

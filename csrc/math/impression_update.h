@@ -8,9 +8,10 @@ namespace zskd::math {
 
 template <class A>
 struct ImpressionUpdate {
-  A beta1, beta2, eps, l1, l2;
-  A step_size;                // lr / (1 - beta1^t)
-  A inverse_root_correction;  // 1 / sqrt(1 - beta2^t)
+  A beta2, eps, l1, l2;
+  A one_minus_beta1, one_minus_beta2;  // not taken from a rounded beta: 1 - 0.999f is off by 1e-5 of itself
+  A step_size;                         // lr / (1 - beta1^t)
+  A inverse_root_correction;           // 1 / sqrt(1 - beta2^t)
 };
 
 template <class A>
@@ -21,8 +22,8 @@ ZSKD_INLINE A sign(A x) {
 template <class A>
 ZSKD_INLINE A update_element(A x, A grad, A& exp_avg, A& exp_avg_sq, A lo, A hi, const ImpressionUpdate<A>& u) {
   const A g = grad + u.l1 * sign(x) + A(2) * u.l2 * x;
-  exp_avg = exp_avg + (A(1) - u.beta1) * (g - exp_avg);
-  exp_avg_sq = u.beta2 * exp_avg_sq + (A(1) - u.beta2) * g * g;
+  exp_avg = exp_avg + u.one_minus_beta1 * (g - exp_avg);
+  exp_avg_sq = u.beta2 * exp_avg_sq + u.one_minus_beta2 * g * g;
   const A denominator = sqrt(exp_avg_sq) * u.inverse_root_correction + u.eps;
   return at_most(at_least(x - u.step_size * (exp_avg / denominator), lo), hi);
 }

@@ -21,8 +21,8 @@ ZSKD_INLINE T uniform(uint32_t word) {
 // concentration of 1e-6 divides this logarithm by 1e-6.
 template <class T>
 ZSKD_INLINE T log_uniform(uint32_t word) {
-  const bool near_one = word >= 0xC0000000u;
-  const T below_one = (static_cast<T>(static_cast<int32_t>(~word & 0x3FFFFFFFu)) + T(0.5)) * T(0x1p-32);
+  const bool near_one = word >= 0xB6000000u;  // U > sqrt(1/2), where log() takes no exponent out
+  const T below_one = (static_cast<T>(static_cast<int32_t>(~word & 0x7FFFFFFFu)) + T(0.5)) * T(0x1p-32);
   // Two halves of 16 bits: each converts exactly, and the sum rounds once.
   const T u = (static_cast<T>(static_cast<int32_t>(word >> 16)) * T(65536) +
                (static_cast<T>(static_cast<int32_t>(word & 0xFFFFu)) + T(0.5))) *

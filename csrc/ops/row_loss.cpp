@@ -25,6 +25,8 @@ void check_arguments(const RowLoss& names, const at::Tensor& a, const at::Tensor
   check_same_shape(names.op, names.b, b, a, names.a);
   check_same_device(names.op, names.b, b, a, names.a);
   check_backend(names.op, names.a, a);
+  dtype_of(names.op, names.a, a);
+  dtype_of(names.op, names.b, b);
   ZSKD_CHECK(std::isfinite(temperature) && temperature > 0, names.op, ": temperature is ", temperature,
              ", wanted a positive number");
 }

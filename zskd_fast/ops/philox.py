@@ -27,8 +27,8 @@ def philox(
 ) -> Tensor:
     """`count` variates for each id: U(0, 1) without its ends, or N(0, 1) (Box and Muller).
 
-    Row i depends on (seed, ids[i], stream) alone, and its first n variates do not depend on count. The words are those of
-    Philox4x32-10 (Salmon et al., SC 2011) with key = seed and counter = (id, block, stream); they are never those of
+    Row i depends on (seed, ids[i], stream) alone, and its first n variates do not depend on count. The words are
+    those of Philox4x32-10 (Salmon et al., SC 2011) with key = seed and counter = (id, block, stream); never those of
     `dirichlet`.
 
     Args:
