@@ -76,7 +76,9 @@ class Demo:
 
     input: tyro.conf.Suppress[InputSpec]
     synthesis: SynthesisRecipe
+    """How the impressions are made."""
     distillation: DistillationRecipe
+    """How the student learns from them."""
     recipe: str = "demo-mnist"
     """Name of a recipe, or a file *.toml; each number below can be changed."""
     out: Path = Path("zskd-demo")
@@ -89,7 +91,9 @@ class Synthesize:
     """Make impressions from a teacher and store them."""
 
     input: InputSpec
+    """The teacher's input: what anyone who deploys it knows."""
     synthesis: SynthesisRecipe
+    """How the impressions are made."""
     teacher: _TeacherOptions
     recipe: str
     """Name of a recipe, or a file *.toml; each number below can be changed."""
@@ -103,6 +107,7 @@ class Distill:
     """Train a student on stored impressions."""
 
     distillation: DistillationRecipe
+    """How the student learns from them."""
     teacher: _TeacherOptions
     student: _StudentOptions
     impressions: Path
@@ -121,8 +126,11 @@ class Run:
     """Make impressions, then train a student on them."""
 
     input: InputSpec
+    """The teacher's input: what anyone who deploys it knows."""
     synthesis: SynthesisRecipe
+    """How the impressions are made."""
     distillation: DistillationRecipe
+    """How the student learns from them."""
     teacher: _TeacherOptions
     student: _StudentOptions
     recipe: str
