@@ -1,0 +1,59 @@
+# Two commands: `make demo` and `make test`. Each sets up all it needs inside this folder.
+#   TORCH=torch==2.13.0   which torch the virtual environment gets
+#   PYTHON=python3        which interpreter makes it
+TORCH ?= torch==2.13.0
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
+
+.PHONY: demo test test-slow bench lint format build setup clean help
+.DEFAULT_GOAL := help
+
+help: ## what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+demo: $(VENV)/.built ## distil a LeNet-5-Half from a LeNet-5 without any data
+	$(BIN)/zskd-fast demo
+
+test: $(VENV)/.built ## the test suite
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.built ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+bench: $(VENV)/.built ## time the ops and the whole job against their alternatives
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+lint: $(VENV)/.built ## ruff and clang-format, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
+
+format: $(VENV)/.built ## ruff and clang-format, in place
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format -i
+
+build: $(VENV)/.built ## the virtual environment and the extension
+setup: $(VENV)/.tools
+
+# A system Python may lack its venv module or its headers. Root (a container, mostly) gets them; others are told.
+$(VENV)/.tools: pyproject.toml
+	@if ! $(PYTHON) -c 'import ensurepip, sysconfig, os; assert os.path.exists(sysconfig.get_paths()["include"] + "/Python.h")' 2>/dev/null; then \
+	  packages="python3-venv python3-dev"; \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -q && apt-get install -qy $$packages; \
+	  else echo "$(PYTHON) lacks its venv module or its headers: sudo apt-get install $$packages"; exit 1; fi; \
+	fi
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --upgrade pip
+	$(BIN)/pip install -q '$(TORCH)'
+	$(BIN)/pip install -q 'setuptools>=77' 'cmake>=3.25' ninja 'pybind11>=2.13' wheel
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.tools $(SOURCES)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install -q --no-build-isolation -e '.[report,test,bench,lint]'
+	@touch $@
+
+clean: ## remove what was built, the virtual environment included
+	rm -rf $(VENV) build dist *.egg-info zskd_fast/_C*.so zskd_fast/_built_for_torch.txt
