@@ -46,12 +46,14 @@ $(VENV)/.tools: pyproject.toml
 	  else echo "$(PYTHON) lacks its venv module or its headers: sudo apt-get install $$packages"; exit 1; fi; \
 	fi
 	$(PYTHON) -m venv $(VENV)
+	@echo "Installing $(TORCH) into $(VENV)"
 	$(BIN)/pip install -q --upgrade pip
 	$(BIN)/pip install -q '$(TORCH)'
 	$(BIN)/pip install -q 'setuptools>=77' 'cmake>=3.25' ninja 'pybind11>=2.13' wheel
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.tools $(SOURCES)
+	@echo "Building the extension (a minute or two)"
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install -q --no-build-isolation -e '.[report,test,bench,lint]'
 	@touch $@
 

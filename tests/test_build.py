@@ -1,0 +1,76 @@
+"""What an installation promises before any op is called."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import zskd_fast
+
+PACKAGE = Path(zskd_fast.__file__).parent
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
+    import os
+
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}
+    )
+
+
+def test_import_is_light_and_does_not_initialise_cuda():
+    bare = run_python("import sys, zskd_fast; print('torch' in sys.modules)")
+    assert bare.stdout.strip() == "False", bare.stderr
+    ops = run_python("import zskd_fast.ops, torch; print(torch.cuda.is_initialized())")
+    assert ops.stdout.strip() == "False", ops.stderr
+
+
+def test_build_info_names_the_torch_that_runs():
+    info = zskd_fast.build_info()
+    assert info["running_torch"] == torch.__version__
+    assert info["torch"].split(".")[:2] == torch.__version__.split(".")[:2]
+    assert info["isa"] in ("baseline", "avx2", "avx512")
+
+
+def test_every_exported_name_exists():
+    for name in zskd_fast.__all__:
+        assert getattr(zskd_fast, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = zskd_fast.nothing
+
+
+@pytest.fixture
+def loader(monkeypatch):
+    return importlib.import_module("zskd_fast._load")
+
+
+def test_another_torch_is_named_with_the_way_to_rebuild(loader, monkeypatch):
+    monkeypatch.setattr(loader, "_built_for", lambda: "1.9.1+cpu")
+    with pytest.raises(ImportError, match=rf"built for torch 1\.9\.1\+cpu, but torch {torch.__version__[:4]}.*rebuild"):
+        loader.load()
+
+
+def test_an_extension_that_does_not_load_names_both_versions(loader, monkeypatch):
+    def undefined_symbol(name):
+        raise ImportError("undefined symbol: _ZN3c10")
+
+    monkeypatch.setattr(loader.importlib, "import_module", undefined_symbol)
+    with pytest.raises(ImportError, match=r"built for torch .* running; rebuild with: .*undefined symbol"):
+        loader.load()
+
+
+def test_a_missing_extension_is_named(loader, monkeypatch):
+    monkeypatch.setattr(loader, "_built_for", lambda: None)
+    with pytest.raises(ImportError, match="extension is not built; build it with"):
+        loader.load()
+
+
+def test_no_second_openmp_runtime_is_linked():
+    """Two of them in one process is undefined behaviour; ours is the one that torch has loaded."""
+    (extension,) = PACKAGE.glob("_C*.so")
+    needed = subprocess.run(["readelf", "-d", str(extension)], capture_output=True, text=True).stdout
+    assert "NEEDED" in needed
+    assert "gomp" not in needed and "iomp" not in needed

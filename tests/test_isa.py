@@ -1,0 +1,66 @@
+"""Every instruction set of this build that this machine has: the same draws to the bit, the same losses to rounding."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+ISAS = ["baseline", "avx2", "avx512"]
+
+RUN = """
+import hashlib, torch
+from zskd_fast import build_info, ops, reference
+
+def bits(*tensors):
+    return hashlib.sha256(b"".join(t.contiguous().numpy().tobytes() for t in tensors)).hexdigest()
+
+ids = torch.arange(300) * 1001
+g = torch.Generator().manual_seed(0)
+draws = [ops.dirichlet(torch.rand(300, k, generator=g, dtype=t) + 0.01, ids, seed=7)
+         for k in (1, 7, 10, 33, 600) for t in (torch.float32, torch.float64)]
+draws += [ops.philox(ids, 77, seed=3, stream=5, distribution=d, dtype=t)
+          for d in ("uniform", "normal") for t in (torch.float32, torch.float64)]
+worst = 0.0
+for dtype in (torch.float32, torch.bfloat16, torch.float16):
+    for k in (1, 7, 10, 31, 33, 100, 1000):
+        z, t = (torch.randn(53, k, generator=g) * 8).to(dtype), (torch.randn(53, k, generator=g) * 8).to(dtype)
+        y = torch.softmax(t.float(), 1).to(dtype)
+        for op, other in (("soft_cross_entropy", y), ("distillation_loss", t)):
+            got = getattr(ops, op)(z, other, 4.0, reduction="none").double()
+            want = getattr(reference, op)(z.double(), other.double(), 4.0, reduction="none")
+            error = (got - want).abs().max() / want.abs().max().clamp(min=1.0)
+            worst = max(worst, float("inf") if error.isnan() else error.item())
+x, m, v = torch.rand(4, 3, 9, 9, generator=g), torch.zeros(4, 3, 9, 9), torch.zeros(4, 3, 9, 9)
+for step in (1, 2, 3):
+    ops.impression_update_(x, torch.randn(4, 3, 9, 9, generator=g), m, v, step, lr=0.1, l1=0.1, lo=0.0, hi=1.0)
+print(build_info()["isa"], bits(*draws), bits(x, m, v), worst)
+"""
+
+
+def run_on(isa: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "ZSKD_FAST_ISA": isa}
+    return subprocess.run([sys.executable, "-c", RUN], capture_output=True, text=True, env=environment)
+
+
+@pytest.fixture(scope="module")
+def chosen():
+    return run_on("").stdout.split()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_instruction_set_gives_the_same_results(isa, chosen):
+    result = run_on(isa)
+    if "this machine or build has no" in result.stderr:
+        pytest.skip(f"this machine or build has no {isa}")
+    name, draws, update, worst = result.stdout.split()
+    assert name == isa
+    assert draws == chosen[1], "Dirichlet or Philox draws differ"
+    assert update == chosen[2], "impression updates differ"
+    assert float(worst) <= 1e-5
+
+
+def test_unknown_instruction_set_is_named():
+    result = run_on("sse9")
+    assert result.returncode != 0
+    assert "ZSKD_FAST_ISA=sse9: wanted baseline, avx2 or avx512" in result.stderr
