@@ -9,7 +9,7 @@ from zskd_fast.data import LabelledImages, load_idx_images, to_input
 from zskd_fast.errors import InputError
 from zskd_fast.evaluation import accuracy
 from zskd_fast.loading import ASSETS, load_model
-from zskd_fast.models import LeNet5, LeNet5Half
+from zskd_fast.models import AlexNet, LeNet5, LeNet5Half
 from zskd_fast.teacher_recipe import TeacherRecipe
 from zskd_fast.train import train_teacher
 
@@ -68,6 +68,19 @@ def test_without_held_out_images_there_is_no_validation(images):
 def test_nothing_left_to_train_on(images):
     with pytest.raises(InputError, match="held_out is 400, wanted fewer than the 400 training images"):
         train_teacher(LeNet5Half, images, TeacherRecipe(held_out=400), seed=0, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    [
+        (AlexNet, r"\[1, 32, 32\]"),
+        (lambda: LeNet5Half(num_classes=3), "has 3 classes, but there are labels up to 3"),
+    ],
+    ids=["colour images wanted", "too few classes"],
+)
+def test_model_that_does_not_fit_the_images(images, build, sentence):
+    with pytest.raises(InputError, match=sentence):
+        train_teacher(build, images, RECIPE, seed=0, progress=False)
 
 
 def test_a_loss_that_explodes_is_an_error(images):

@@ -84,12 +84,9 @@ def _(command: Synthesize) -> int:
     synthesizer = make_synthesizer(teacher, command.input, command.synthesis, command.machine.seed)
     store = Store.open_or_create(command.out, synthesizer.fingerprint())
     summary = synthesize(synthesizer, store)
-    rate = (
-        f" in {summary.seconds:.1f} s ({summary.made / summary.seconds:.1f} per second)"
-        if summary.made
-        else ""
-    )
-    print(f"impressions   {summary.made:,} made{rate}, {summary.reused:,} were there already")
+    rate = summary.made / summary.seconds
+    print(f"impressions   {summary.made:,} made in {summary.seconds:.1f} s, {rate:.1f} per second")
+    print(f"              {summary.reused:,} were there already")
     print(f"store         {command.out}")
     return 0
 

@@ -12,9 +12,11 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from zskd_fast.classifier import Classifier
 from zskd_fast.data import LabelledImages, to_input
 from zskd_fast.errors import InputError
 from zskd_fast.evaluation import accuracy
+from zskd_fast.input_spec import InputSpec
 from zskd_fast.teacher_recipe import TeacherRecipe
 
 __all__ = ["TrainedTeacher", "train_teacher"]
@@ -43,7 +45,7 @@ def train_teacher(
 
     The model sees `to_input(images)`: raw values in [0, 1], not normalised. The same seed, torch version and
     thread count give the same bits; the global random state is left as it was. Raises InputError when too few
-    images are left to train on or when the loss stops being finite.
+    images are left to train on, when the model does not fit them, or when the loss stops being finite.
     """
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
@@ -51,6 +53,7 @@ def train_teacher(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build().to(device)
+    _require_fit(model, fit)
     trained = TrainedTeacher(model)
     _fit(trained, fit, held_out, recipe, generator, progress)
     model.eval()
@@ -59,6 +62,13 @@ def train_teacher(
 
 
 _Examples = tuple[torch.Tensor, torch.Tensor]
+
+
+def _require_fit(model: nn.Module, examples: _Examples) -> None:
+    inputs, labels = examples
+    classes = Classifier(model, InputSpec(tuple(inputs.shape[1:]))).num_classes
+    if classes <= int(labels.max()):
+        raise InputError(f"the teacher has {classes} classes, but there are labels up to {int(labels.max())}")
 
 
 def _split(images: LabelledImages, held_out: int, generator: torch.Generator) -> tuple[_Examples, _Examples]:
