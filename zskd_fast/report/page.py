@@ -146,4 +146,4 @@ def _plain(value: object) -> object:
 
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
+    return f"{minutes}:{rest:02d} min" if minutes else f"{seconds:.1f} s"
