@@ -33,11 +33,11 @@ int64_t row_grain(int64_t elements_a_row) {
   return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, elements_a_row));
 }
 
-// `kernel(begin, end, scratch)` over all rows; each thread has `scratch_bytes` of its own.
+// `kernel(begin, end, scratch)` over all rows; each thread has a scratch of two rows of double.
 template <class Kernel>
-void parallel_rows(int64_t rows, int64_t elements_a_row, int64_t scratch_bytes, const Kernel& kernel) {
-  at::parallel_for(0, rows, row_grain(elements_a_row), [&](int64_t begin, int64_t end) {
-    std::vector<char> scratch(static_cast<size_t>(scratch_bytes));
+void parallel_rows(int64_t rows, int64_t classes, const Kernel& kernel) {
+  at::parallel_for(0, rows, row_grain(classes), [&](int64_t begin, int64_t end) {
+    std::vector<double> scratch(static_cast<size_t>(2 * classes));
     kernel(begin, end, scratch.data());
   });
 }
@@ -55,13 +55,13 @@ double sum(const float* values, int64_t count) { return lane_sum(values, count);
 double sum(const double* values, int64_t count) { return lane_sum(values, count); }
 
 void soft_cross_entropy(const RowLossParams& p) {
-  parallel_rows(p.rows, p.classes, 2 * p.classes * 8, [&](int64_t begin, int64_t end, void* scratch) {
+  parallel_rows(p.rows, p.classes, [&](int64_t begin, int64_t end, void* scratch) {
     ZSKD_ON_ISA(soft_cross_entropy, p, begin, end, scratch);
   });
 }
 
 void distillation_loss(const RowLossParams& p) {
-  parallel_rows(p.rows, p.classes, 2 * p.classes * 8, [&](int64_t begin, int64_t end, void* scratch) {
+  parallel_rows(p.rows, p.classes, [&](int64_t begin, int64_t end, void* scratch) {
     ZSKD_ON_ISA(distillation_loss, p, begin, end, scratch);
   });
 }
@@ -78,7 +78,7 @@ int64_t first_invalid_concentration(const DirichletParams& p) {
 }
 
 void dirichlet(const DirichletParams& p) {
-  parallel_rows(p.rows, p.classes, p.classes * 8,
+  parallel_rows(p.rows, p.classes,
                 [&](int64_t begin, int64_t end, void* scratch) { ZSKD_ON_ISA(dirichlet, p, begin, end, scratch); });
 }
 

@@ -1,38 +1,61 @@
-// Rows are cut into chunks that stay in the first-level cache. Within a chunk the elements of all its rows lie side by
-// side, so that the lanes are full for any K; the few that the squeeze test leaves open are gathered and tried again.
+// Elements are drawn in chunks that stay in the first-level cache, whatever rows they belong to, so that the lanes are
+// full for any K; the few that the squeeze test leaves open are gathered and tried again. Short rows lie in a chunk
+// class by class, with one row in each lane, so that a sum over classes is a vertical one.
 #include "cpu/kernels.h"
+#include "cpu/philox_lanes.h"
 #include "cpu/storage.h"
 #include "math/dirichlet.h"
 
 namespace zskd::cpu::ZSKD_ISA {
 namespace {
 
-constexpr int64_t kChunk = 512;  // elements
-constexpr int kLanes = 16;       // partial sums of a row: part of the definition of a draw, the same in every backend
+constexpr int64_t kChunk = 1024;       // elements
+constexpr int64_t kShortClasses = 32;  // rows of at most so many classes lie side by side
+constexpr int kPartialSums = 16;       // of a row: part of the definition of a draw, the same in every backend
 
 // Elements to draw, field by field, so that the lanes load what lies side by side.
 template <class A>
 struct Elements {
-  alignas(64) uint32_t id_low[kChunk], id_high[kChunk], index[kChunk];
+  alignas(64) uint32_t id_low[kChunk] = {}, id_high[kChunk] = {}, index[kChunk] = {};
+  alignas(64) uint32_t w0[kChunk], w1[kChunk], w2[kChunk], w3[kChunk];
   alignas(64) A alpha[kChunk], log_gamma[kChunk], accepted[kChunk];
-  int32_t position[kChunk];  // in the chunk, of an element that is tried again
+  int32_t origin[kChunk], picked[kChunk];
   int64_t count = 0;
 
-  void add(math::Halves id, uint32_t class_index, A concentration, int32_t at) {
-    id_low[count] = id.low;
-    id_high[count] = id.high;
-    index[count] = class_index;
-    alpha[count] = concentration;
-    position[count] = at;
-    ++count;
+  Elements() {
+    for (int32_t i = 0; i < kChunk; ++i) origin[i] = i;
+  }
+
+  void set(int64_t at, math::Halves id, int64_t class_index, A concentration) {
+    id_low[at] = id.low;
+    id_high[at] = id.high;
+    index[at] = static_cast<uint32_t>(class_index);
+    alpha[at] = concentration;
+  }
+
+  // Those of `from` that are not accepted; `from` may be this. Picked first, without a branch to mispredict.
+  void take_open(const Elements& from) {
+    int64_t open = 0;
+    for (int32_t i = 0; i < from.count; ++i) {
+      picked[open] = i;
+      open += from.accepted[i] == A(0);
+    }
+    for (int64_t i = 0; i < open; ++i) {
+      const int32_t at = picked[i];
+      set(i, {from.id_low[at], from.id_high[at]}, from.index[at], from.alpha[at]);
+      origin[i] = from.origin[at];
+    }
+    count = open;
   }
 
   template <bool exact>
   void attempt(math::Halves seed, uint32_t number) {
+    const uint32_t last = math::last_word(math::Purpose::gamma, number);
+    philox_blocks({id_low, id_high, index, last}, seed, {w0, w1, w2, w3}, count);
     const int64_t tried = count;
 #pragma omp simd
     for (int64_t i = 0; i < tried; ++i) {
-      const auto result = math::attempt_log_gamma<A, exact>(alpha[i], seed, {id_low[i], id_high[i]}, index[i], number);
+      const auto result = math::attempt_log_gamma<A, exact>(alpha[i], {w0[i], w1[i], w2[i], w3[i]});
       log_gamma[i] = result.log_gamma;
       accepted[i] = result.accepted;
     }
@@ -42,55 +65,77 @@ struct Elements {
 template <class A>
 void draw(Elements<A>& chunk, Elements<A>& open, math::Halves seed) {
   chunk.template attempt<false>(seed, 0);
-  open.count = 0;
-  for (int32_t i = 0; i < chunk.count; ++i) {
-    if (chunk.accepted[i] == A(0)) open.add({chunk.id_low[i], chunk.id_high[i]}, chunk.index[i], chunk.alpha[i], i);
-  }
+  open.take_open(chunk);
   for (uint32_t number = 0; open.count > 0; ++number) {
     open.template attempt<true>(seed, number);
-    const int64_t tried = open.count;
-    open.count = 0;
-    for (int64_t i = 0; i < tried; ++i) {
-      chunk.log_gamma[open.position[i]] = open.log_gamma[i];  // the last attempt is the accepted one
-      if (open.accepted[i] == A(0)) {
-        open.add({open.id_low[i], open.id_high[i]}, open.index[i], open.alpha[i], open.position[i]);
-      }
-    }
+    // The last attempt is the accepted one.
+    for (int64_t i = 0; i < open.count; ++i) chunk.log_gamma[open.origin[i]] = open.log_gamma[i];
+    open.take_open(open);
   }
 }
 
 // Sixteen partial sums, then halves: the order of the additions does not depend on the width of the machine's lanes.
-template <class A, class F>
-A lane_sum(int64_t count, F value) {
-  alignas(64) A lanes[kLanes] = {};
+template <class A>
+A row_sum(const A* values, int64_t count) {
+  alignas(64) A sums[kPartialSums] = {};
   int64_t c = 0;
-  for (; c + kLanes <= count; c += kLanes) {
+  for (; c + kPartialSums <= count; c += kPartialSums) {
 #pragma omp simd
-    for (int l = 0; l < kLanes; ++l) lanes[l] += value(c + l);
+    for (int l = 0; l < kPartialSums; ++l) sums[l] += values[c + l];
   }
-  for (int l = 0; c + l < count; ++l) lanes[l] += value(c + l);
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int l = 0; l < width; ++l) lanes[l] += lanes[l + width];
+  for (int l = 0; c + l < count; ++l) sums[l] += values[c + l];
+  for (int width = kPartialSums / 2; width > 0; width /= 2) {
+    for (int l = 0; l < width; ++l) sums[l] += sums[l + width];
   }
-  return lanes[0];
+  return sums[0];
 }
 
 template <class A, class T>
-void normalise_row(A* log_gamma, int64_t classes, bool log, T* out) {
+void normalise_row(const A* log_gamma, A* exponential, int64_t classes, bool log, T* out) {
   A max = -math::infinity<A>();
 #pragma omp simd reduction(max : max)
   for (int64_t c = 0; c < classes; ++c) max = math::at_least(max, log_gamma[c]);
+#pragma omp simd
+  for (int64_t c = 0; c < classes; ++c) exponential[c] = math::exp(log_gamma[c] - max);
+  const A sum = row_sum(exponential, classes);
+  const A log_sum = math::log_normal(sum);
   if (log) {
-    const A sum = lane_sum<A>(classes, [&](int64_t c) { return math::exp(log_gamma[c] - max); });
-    const A log_sum = math::log_normal(sum);
 #pragma omp simd
     for (int64_t c = 0; c < classes; ++c) store(out + c, (log_gamma[c] - max) - log_sum);
   } else {
 #pragma omp simd
-    for (int64_t c = 0; c < classes; ++c) log_gamma[c] = math::exp(log_gamma[c] - max);
-    const A sum = lane_sum<A>(classes, [&](int64_t c) { return log_gamma[c]; });
+    for (int64_t c = 0; c < classes; ++c) store(out + c, exponential[c] / sum);
+  }
+}
+
+// The same for `rows` short rows, where log_gamma[c * rows + r] is class c of row r; in place.
+template <class A>
+void normalise_columns(A* log_gamma, int64_t rows, int64_t classes, bool log) {
+  alignas(64) A max[kChunk], exponential[kChunk], sums[kChunk];
+  for (int64_t r = 0; r < rows; ++r) max[r] = log_gamma[r];
+  for (int64_t c = 1; c < classes; ++c) {
 #pragma omp simd
-    for (int64_t c = 0; c < classes; ++c) store(out + c, log_gamma[c] / sum);
+    for (int64_t r = 0; r < rows; ++r) max[r] = math::at_least(max[r], log_gamma[c * rows + r]);
+  }
+  for (int64_t c = 0; c < classes; ++c) {
+#pragma omp simd
+    for (int64_t r = 0; r < rows; ++r) {
+      log_gamma[c * rows + r] -= max[r];
+      sums[c * rows + r] = exponential[c * rows + r] = math::exp(log_gamma[c * rows + r]);
+    }
+  }
+  for (int64_t width = kPartialSums; width > 0; width /= 2) {
+    for (int64_t c = 0; c < width && c + width < classes; ++c) {
+#pragma omp simd
+      for (int64_t r = 0; r < rows; ++r) sums[c * rows + r] += sums[(c + width) * rows + r];
+    }
+  }
+  for (int64_t c = 0; c < classes; ++c) {
+#pragma omp simd
+    for (int64_t r = 0; r < rows; ++r) {
+      const A value = log_gamma[c * rows + r];
+      log_gamma[c * rows + r] = log ? value - math::log_normal(sums[r]) : exponential[c * rows + r] / sums[r];
+    }
   }
 }
 
@@ -109,39 +154,56 @@ struct Sampler {
         out(static_cast<T*>(params.out)),
         seed(math::halves(params.seed)) {}
 
-  // Classes [first, last) of a row.
-  void add(int64_t row, int64_t first, int64_t last) {
-    const T* alpha = concentration + row * p.concentration_stride;
+  const T* concentration_of(int64_t row) const { return concentration + row * p.concentration_stride; }
+
+  void short_rows(int64_t first, int64_t count) {
+    chunk.count = count * p.classes;
+    for (int64_t r = 0; r < count; ++r) {
+      const T* alpha = concentration_of(first + r);
+      for (int64_t c = 0; c < p.classes; ++c) chunk.alpha[c * count + r] = load(alpha + c);
+      const math::Halves id = math::halves(p.ids[(first + r) * p.ids_stride]);
+      chunk.id_low[r] = id.low;
+      chunk.id_high[r] = id.high;
+      chunk.index[r] = 0;
+    }
+    for (int64_t at = count; at < chunk.count; ++at) {  // the ids of the rows again, for one class after another
+      chunk.id_low[at] = chunk.id_low[at - count];
+      chunk.id_high[at] = chunk.id_high[at - count];
+      chunk.index[at] = chunk.index[at - count] + 1;
+    }
+    draw(chunk, open, seed);
+    normalise_columns(chunk.log_gamma, count, p.classes, p.log);
+    T* to = out + first * p.classes;
+    for (int64_t r = 0; r < count; ++r) {
+      for (int64_t c = 0; c < p.classes; ++c) store(to++, chunk.log_gamma[c * count + r]);
+    }
+  }
+
+  // `scratch` holds 2 * classes values.
+  void long_row(int64_t row, A* scratch) {
+    const T* alpha = concentration_of(row);
     const math::Halves id = math::halves(p.ids[row * p.ids_stride]);
-    for (int64_t c = first; c < last; ++c) chunk.add(id, static_cast<uint32_t>(c), load(alpha + c), 0);
-  }
-
-  void short_rows(int64_t begin, int64_t end) {
-    const int64_t rows = kChunk / p.classes;
-    for (int64_t row = begin; row < end; row += rows) {
-      const int64_t count = end - row < rows ? end - row : rows;
-      chunk.count = 0;
-      for (int64_t r = 0; r < count; ++r) add(row + r, 0, p.classes);
-      draw(chunk, open, seed);
-      for (int64_t r = 0; r < count; ++r) {
-        normalise_row(chunk.log_gamma + r * p.classes, p.classes, p.log, out + (row + r) * p.classes);
-      }
-    }
-  }
-
-  void long_row(int64_t row, A* log_gamma) {
     for (int64_t first = 0; first < p.classes; first += kChunk) {
-      chunk.count = 0;
-      add(row, first, p.classes - first < kChunk ? p.classes : first + kChunk);
+      chunk.count = p.classes - first < kChunk ? p.classes - first : kChunk;
+      for (int64_t i = 0; i < chunk.count; ++i) {
+        chunk.set(i, id, first + i, load(alpha + first + i));
+      }
       draw(chunk, open, seed);
-      for (int64_t c = 0; c < chunk.count; ++c) log_gamma[first + c] = chunk.log_gamma[c];
+      for (int64_t c = 0; c < chunk.count; ++c) scratch[first + c] = chunk.log_gamma[c];
     }
-    normalise_row(log_gamma, p.classes, p.log, out + row * p.classes);
+    normalise_row(scratch, scratch + p.classes, p.classes, p.log, out + row * p.classes);
   }
 
   void run(int64_t begin, int64_t end, A* scratch) {
-    if (p.classes <= kChunk) return short_rows(begin, end);
-    for (int64_t row = begin; row < end; ++row) long_row(row, scratch);
+    const bool side_by_side = p.classes <= kShortClasses;
+    const int64_t rows = side_by_side ? kChunk / p.classes / kPartialSums * kPartialSums : 1;  // whole lanes
+    for (int64_t row = begin; row < end; row += rows) {
+      if (side_by_side) {
+        short_rows(row, end - row < rows ? end - row : rows);
+      } else {
+        long_row(row, scratch);
+      }
+    }
   }
 };
 

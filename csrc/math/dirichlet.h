@@ -32,15 +32,18 @@ struct GammaAttempt {
   T accepted;  // 1 or 0: as wide as its lane
 };
 
-// The attempt of this number for (seed, id, class). `exact` runs the full test; without it only the squeeze
-// u < 1 - 0.0331 n^4 is looked at, which implies the full test and settles nine attempts of ten without a logarithm.
+// One attempt from the words of draw(seed, id, class, Purpose::gamma, number of the attempt). `exact` runs the full
+// test; without it only the squeeze u < 1 - 0.0331 n^4 is looked at, which implies the full test and settles nine
+// attempts of ten without a logarithm.
 template <class T, bool exact>
-ZSKD_INLINE GammaAttempt<T> attempt_log_gamma(T alpha, Halves seed, Halves id, uint32_t index, uint32_t attempt) {
-  const PhiloxBlock words = draw(seed, id, index, Purpose::gamma, attempt);
+ZSKD_INLINE GammaAttempt<T> attempt_log_gamma(T alpha, PhiloxBlock words) {
   const bool boosted = alpha < T(1);
   const T d = (boosted ? alpha + T(1) : alpha) - T(1.0 / 3);
   const T n = normal<T>(words.w0, words.w1);
-  const T root = T(1) + n / (T(3) * sqrt(d));
+  // One division for two reciprocals: 1 / alpha and 1 / sqrt(9 d).
+  const T scale = T(3) * sqrt(d);
+  const T inverse = T(1) / (alpha * scale);
+  const T root = fma(n, inverse * alpha, T(1));
   const bool positive = root > T(0);
   const T v = positive ? root * root * root : T(1);
   const T u = uniform<T>(words.w2);
@@ -51,8 +54,8 @@ ZSKD_INLINE GammaAttempt<T> attempt_log_gamma(T alpha, Halves seed, Halves id, u
   } else {
     accepted = positive & (u < fma(T(-0.0331) * n2, n2, T(1)));
   }
-  const T boost = log_uniform<T>(words.w3) / alpha;
-  return {log_normal(d * v) + (boosted ? boost : T(0)), accepted ? T(1) : T(0)};
+  const T boost = boosted ? log_uniform<T>(words.w3) * (inverse * scale) : T(0);
+  return {log_normal(d * v) + boost, accepted ? T(1) : T(0)};
 }
 
 }  // namespace zskd::math

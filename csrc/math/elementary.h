@@ -52,17 +52,6 @@ ZSKD_INLINE double exp_tail(double r) {
   return polynomial(r, c);
 }
 
-// (log((1+s)/(1-s)) / s - 2) / s^2 as a function of z = s^2, for the s that log() meets
-ZSKD_INLINE float log_tail(float z) {
-  constexpr float c[] = {0x1.55557ap-1f, 0x1.995e9cp-2f, 0x1.31e678p-2f};
-  return polynomial(z, c);
-}
-ZSKD_INLINE double log_tail(double z) {
-  constexpr double c[] = {0x1.5555555555593p-1, 0x1.999999997fb34p-2, 0x1.249249421787dp-2, 0x1.c71c51e80442fp-3,
-                          0x1.7466462b0f895p-3, 0x1.39a0f51310b77p-3, 0x1.2f0d8e947446fp-3};
-  return polynomial(z, c);
-}
-
 // (cos(x) - 1 + x^2/2) / x^4 and (sin(x)/x - 1) / x^2 as functions of t = x^2, for |x| <= pi/4
 ZSKD_INLINE float cos_tail(float t) {
   constexpr float c[] = {0x1.55554ap-5f, -0x1.6c0c8cp-10f, 0x1.9a0232p-16f};
@@ -144,14 +133,25 @@ ZSKD_INLINE LogParts<T> log_parts(T x) {
   return {m - T(1), exponent};
 }
 
-// With s = f / (2 + f) and z = s^2: log(1 + f) = f - f^2/2 + s (f^2/2 + z tail(z)).
-template <class T>
-ZSKD_INLINE T log_of(LogParts<T> x) {
-  using B = Binary<T>;
-  const T s = x.f / (T(2) + x.f);
-  const T z = s * s;
-  const T half_square = T(0.5) * x.f * x.f;
-  const T correction = fma(s, fma(z, log_tail(z), half_square), x.e * B::kLn2Low);
+// e log(2) + f + f^2 q(f).
+ZSKD_INLINE float log_of(LogParts<float> x) {
+  using B = Binary<float>;
+  constexpr float q[] = {-0x1.fffffap-2f, 0x1.555550p-2f,  -0x1.0003ecp-2f, 0x1.99a3cap-3f, -0x1.542eccp-3f,
+                         0x1.2277b4p-3f,  -0x1.0f15c2p-3f, 0x1.081ea6p-3f,  -0x1.3829bcp-4f};
+  const float small = fma(x.f * x.f, polynomial(x.f, q), fma(x.e, B::kLn2Low, x.f));
+  return fma(x.e, B::kLn2High, small);
+}
+
+// With s = f / (2 + f) and z = s^2: log(1 + f) = f - f^2/2 + s (f^2/2 + z r(z)). In double the division costs less than
+// the terms that it saves.
+ZSKD_INLINE double log_of(LogParts<double> x) {
+  using B = Binary<double>;
+  constexpr double r[] = {0x1.5555555555593p-1, 0x1.999999997fb34p-2, 0x1.249249421787dp-2, 0x1.c71c51e80442fp-3,
+                          0x1.7466462b0f895p-3, 0x1.39a0f51310b77p-3, 0x1.2f0d8e947446fp-3};
+  const double s = x.f / (2.0 + x.f);
+  const double z = s * s;
+  const double half_square = 0.5 * x.f * x.f;
+  const double correction = fma(s, fma(z, polynomial(z, r), half_square), x.e * B::kLn2Low);
   return fma(x.e, B::kLn2High, x.f - (half_square - correction));
 }
 

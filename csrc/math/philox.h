@@ -37,8 +37,10 @@ ZSKD_INLINE Halves halves(int64_t value) {
   return {static_cast<uint32_t>(bits), static_cast<uint32_t>(bits >> 32)};
 }
 
+ZSKD_INLINE uint32_t last_word(Purpose purpose, uint32_t step) { return (static_cast<uint32_t>(purpose) << 28) | step; }
+
 ZSKD_INLINE PhiloxBlock draw(Halves seed, Halves id, uint32_t index, Purpose purpose, uint32_t step) {
-  const PhiloxBlock counter = {id.low, id.high, index, (static_cast<uint32_t>(purpose) << 28) | step};
+  const PhiloxBlock counter = {id.low, id.high, index, last_word(purpose, step)};
   return philox4x32_10(counter, seed.low, seed.high);
 }
 
