@@ -59,6 +59,11 @@ struct ImpressionUpdateParams {
   int64_t channel_size;  // elements of one channel of one impression
   double lr, beta1, beta2, eps, l1, l2;
   double step;
+  // On a GPU these may lie in its memory, so that a captured launch finds new values each time it is replayed; null
+  // where the numbers above serve.
+  const double* device_lr = nullptr;
+  const double* device_step = nullptr;
+  bool device_bounds = false;  // lo and hi lie on the device; otherwise there is one of each, in host memory
 };
 
 }  // namespace zskd

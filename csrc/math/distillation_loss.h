@@ -24,6 +24,14 @@ struct DistillationLoss {
     return temperature * temperature * divergence;
   }
 
+  // Of s lessened by s_rise and t by t_rise. A part whose teacher mass vanishes contributes nothing, as in term().
+  template <class A>
+  ZSKD_INLINE RowSums<A> rescaled(RowSums<A> sum, A s_rise, A t_rise) {
+    const A fall = exp_nonpositive(-t_rise);
+    const A dot = fall == A(0) ? A(0) : fall * (sum.dot + sum.f * (s_rise - t_rise));
+    return {sum.e * exp_nonpositive(-s_rise), sum.f * fall, dot};
+  }
+
   template <class A>
   ZSKD_INLINE RowFactors<A> factors(RowSums<A> sum) {
     return {A(1) / sum.e, A(1) / sum.f};

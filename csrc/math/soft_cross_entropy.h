@@ -22,6 +22,12 @@ struct SoftCrossEntropy {
     return fma(sum.f, log_positive(sum.e), -sum.dot);
   }
 
+  // Of s lessened by a_rise: sum y s falls by a_rise sum y.
+  template <class A>
+  ZSKD_INLINE RowSums<A> rescaled(RowSums<A> sum, A a_rise, A) {
+    return {sum.e * exp_nonpositive(-a_rise), sum.f, sum.dot - sum.f * a_rise};
+  }
+
   template <class A>
   ZSKD_INLINE RowFactors<A> factors(RowSums<A> sum) {
     return {sum.f / sum.e, A(1)};

@@ -1,0 +1,19 @@
+// The CUDA backend as csrc/ops sees it: one call an op, queued on a stream of the current device and not waited for.
+// A launch that fails throws std::runtime_error. No atomics: the same arguments give the same bits.
+#pragma once
+
+#include "params.h"
+
+struct CUstream_st;
+
+namespace zskd::cuda {
+
+using Stream = CUstream_st*;  // cudaStream_t, without the toolkit's headers
+
+void soft_cross_entropy(const RowLossParams& p, Stream stream);
+void distillation_loss(const RowLossParams& p, Stream stream);
+void dirichlet(const DirichletParams& p, Stream stream);  // a row with an invalid concentration comes out as NaN
+void philox(const PhiloxParams& p, Stream stream);
+void impression_update(const ImpressionUpdateParams& p, Stream stream);
+
+}  // namespace zskd::cuda

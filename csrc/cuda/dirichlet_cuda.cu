@@ -1,0 +1,171 @@
+// Elements are drawn with every lane busy, whatever the number of classes, into shared memory; then sixteen lanes
+// normalise a row. Sums run in the order of csrc/cpu/dirichlet_cpu.cpp, and the file is compiled without contraction:
+// a draw has the same bits on every device.
+#include "cuda/backend.h"
+#include "cuda/memory.cuh"
+#include "cuda/reduce.cuh"
+#include "math/dirichlet.h"
+
+namespace zskd::cuda {
+namespace {
+
+constexpr const char* kOp = "dirichlet";
+constexpr int kThreads = 128;
+constexpr int kPartialSums = 16;  // of a row: part of the definition of a draw, the same in every backend
+constexpr int kGroups = kThreads / kPartialSums;
+constexpr int kChunk = 1024;                   // elements in shared memory
+constexpr int kElementsABlock = 2 * kThreads;  // enough for a block of short rows; fewer rows a block, more blocks
+static_assert(kChunk % kPartialSums == 0, "a partial sum goes on from chunk to chunk");
+
+template <class T>
+struct Sampler {
+  using A = accumulate_t<T>;
+
+  const T* concentration;
+  const int64_t* ids;
+  T* out;
+  int64_t concentration_stride, ids_stride, rows, classes;
+  math::Halves seed;
+  bool log;
+  int rows_a_block;
+
+  explicit Sampler(const DirichletParams& p)
+      : concentration(static_cast<const T*>(p.concentration)),
+        ids(p.ids),
+        out(static_cast<T*>(p.out)),
+        concentration_stride(p.concentration_stride),
+        ids_stride(p.ids_stride),
+        rows(p.rows),
+        classes(p.classes),
+        seed(math::halves(p.seed)),
+        log(p.log),
+        rows_a_block(static_cast<int>(p.classes < kElementsABlock ? kElementsABlock / p.classes : 1)) {}
+
+  // NaN for a concentration that no attempt would ever be accepted for.
+  __device__ A log_gamma(int64_t row, int64_t c) const {
+    A alpha;
+    load<1>(concentration + row * concentration_stride + c, &alpha);
+    if (!math::is_valid_concentration(alpha)) return math::infinity<A>() - math::infinity<A>();
+    const math::Halves id = math::halves(ids[row * ids_stride]);
+    const auto words = [&](uint32_t attempt) {
+      return math::draw(seed, id, static_cast<uint32_t>(c), math::Purpose::gamma, attempt);
+    };
+    const math::GammaAttempt<A> quick = math::attempt_log_gamma<A, false>(alpha, words(0));
+    if (quick.accepted == A(1)) return quick.log_gamma;
+    for (uint32_t number = 0;; ++number) {
+      const math::GammaAttempt<A> attempt = math::attempt_log_gamma<A, true>(alpha, words(number));
+      if (attempt.accepted == A(1)) return attempt.log_gamma;
+    }
+  }
+
+  // `value` is log Gamma less the row's maximum, `exponential` its exp.
+  __device__ void write(int64_t row, int64_t c, A value, A exponential, A sum) const {
+    const A y = log ? value - math::log_positive(sum) : exponential / sum;
+    store<1>(out + row * classes + c, &y);
+  }
+};
+
+// One row by sixteen lanes. A group without a row has no classes and takes part in the shuffles.
+template <class T, class A>
+__device__ void normalise_row(const Sampler<T>& p, int64_t row, const A* log_gamma, int classes) {
+  const int lane = threadIdx.x % kPartialSums;
+  A max = -math::infinity<A>();
+  for (int c = lane; c < classes; c += kPartialSums) max = math::at_least(max, log_gamma[c]);
+  max = group_max(max, kPartialSums);
+  A sum = 0;
+  for (int c = lane; c < classes; c += kPartialSums) sum += math::exp(log_gamma[c] - max);
+  sum = group_sum(sum, kPartialSums);
+  for (int c = lane; c < classes; c += kPartialSums) {
+    const A value = log_gamma[c] - max;
+    p.write(row, c, value, math::exp(value), sum);
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) short_rows(const Sampler<T> p) {
+  using A = accumulate_t<T>;
+  static __shared__ A log_gamma[kChunk];
+  const int classes = static_cast<int>(p.classes);
+  for (int64_t first = int64_t{blockIdx.x} * p.rows_a_block; first < p.rows;
+       first += int64_t{gridDim.x} * p.rows_a_block) {
+    const int rows = static_cast<int>(p.rows - first < p.rows_a_block ? p.rows - first : p.rows_a_block);
+    for (int i = threadIdx.x; i < rows * classes; i += kThreads) {
+      log_gamma[i] = p.log_gamma(first + i / classes, i % classes);
+    }
+    __syncthreads();
+    for (int begin = 0; begin < rows; begin += kGroups) {
+      const int r = begin + static_cast<int>(threadIdx.x) / kPartialSums;
+      normalise_row(p, first + r, log_gamma + r * classes, r < rows ? classes : 0);
+    }
+    __syncthreads();  // all have read before the next rows are drawn
+  }
+}
+
+template <class A>
+__device__ A block_max(A value) {
+  static __shared__ A maxima[kThreads / kWarp];
+  value = group_max(value, kWarp);
+  if (threadIdx.x % kWarp == 0) maxima[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  for (int i = 0; i < kThreads / kWarp; ++i) value = math::at_least(value, maxima[i]);
+  __syncthreads();
+  return value;
+}
+
+// The sum of exp(log Gamma - max) over a row of any length, for every thread of the block.
+template <class T, class A>
+__device__ A long_row_sum(const Sampler<T>& p, int64_t row, A max) {
+  static __shared__ A exponential[kChunk];
+  static __shared__ A total;
+  A sum = 0;  // a partial one in each of the first sixteen threads
+  for (int64_t first = 0; first < p.classes; first += kChunk) {
+    const int count = static_cast<int>(p.classes - first < kChunk ? p.classes - first : kChunk);
+    for (int i = threadIdx.x; i < count; i += kThreads) exponential[i] = math::exp(p.log_gamma(row, first + i) - max);
+    __syncthreads();
+    if (threadIdx.x < kPartialSums) {
+      for (int i = threadIdx.x; i < count; i += kPartialSums) sum += exponential[i];
+    }
+    __syncthreads();
+  }
+  sum = group_sum(sum, kPartialSums);
+  if (threadIdx.x == 0) total = sum;
+  __syncthreads();
+  return total;
+}
+
+// A row that does not fit into shared memory is drawn three times over, which takes no memory: for its maximum, for its
+// sum, and to be written.
+template <class T>
+__global__ void __launch_bounds__(kThreads) long_rows(const Sampler<T> p) {
+  using A = accumulate_t<T>;
+  for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
+    A max = -math::infinity<A>();
+    for (int64_t c = threadIdx.x; c < p.classes; c += kThreads) max = math::at_least(max, p.log_gamma(row, c));
+    max = block_max(max);
+    const A sum = long_row_sum(p, row, max);
+    for (int64_t c = threadIdx.x; c < p.classes; c += kThreads) {
+      const A value = p.log_gamma(row, c) - max;
+      p.write(row, c, value, math::exp(value), sum);
+    }
+  }
+}
+
+template <class T>
+void sample(const DirichletParams& params, cudaStream_t stream) {
+  const Sampler<T> p(params);
+  const auto kernel = p.classes <= kChunk ? short_rows<T> : long_rows<T>;
+  launch(kOp, kernel, p, p.rows, p.classes <= kChunk ? p.rows_a_block : 1, kThreads, stream);
+}
+
+}  // namespace
+
+void dirichlet(const DirichletParams& p, Stream stream) {
+  switch (p.dtype) {
+    case Dtype::f32: return sample<float>(p, stream);
+    case Dtype::f64: return sample<double>(p, stream);
+    case Dtype::f16: return sample<Half>(p, stream);
+    case Dtype::bf16: return sample<BFloat16>(p, stream);
+  }
+}
+
+}  // namespace zskd::cuda

@@ -1,0 +1,94 @@
+// How elements lie in global memory and how a thread moves them: 16-bit floats are computed on as float32, and adjacent
+// elements go 128 bits at a time where pointer, stride and length allow it.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace zskd::cuda {
+
+using Half = __half;
+using BFloat16 = __nv_bfloat16;
+
+constexpr int kVectorBytes = 16;
+
+template <class T>
+constexpr int kVector = kVectorBytes / static_cast<int>(sizeof(T));  // elements of one 128-bit access
+
+template <class T>
+struct Accumulate {
+  using Type = float;
+};
+template <>
+struct Accumulate<double> {
+  using Type = double;
+};
+template <class T>
+using accumulate_t = typename Accumulate<T>::Type;
+
+__device__ __forceinline__ float widen(float x) { return x; }
+__device__ __forceinline__ double widen(double x) { return x; }
+__device__ __forceinline__ float widen(Half x) { return __half2float(x); }
+__device__ __forceinline__ float widen(BFloat16 x) { return __bfloat162float(x); }
+
+// To nearest, ties to even.
+template <class T>
+__device__ __forceinline__ T narrow(accumulate_t<T> x) {
+  return x;
+}
+template <>
+__device__ __forceinline__ Half narrow<Half>(float x) {
+  return __float2half_rn(x);
+}
+template <>
+__device__ __forceinline__ BFloat16 narrow<BFloat16>(float x) {
+  return __float2bfloat16_rn(x);
+}
+
+// Whether rows of `length` elements, `stride` elements apart, may be moved `width` elements at a time.
+template <class T>
+bool is_aligned(const T* rows, int64_t stride, int64_t length, int width) {
+  const auto address = reinterpret_cast<uintptr_t>(rows);
+  return address % kVectorBytes == 0 && stride * static_cast<int64_t>(sizeof(T)) % kVectorBytes == 0 &&
+         length % width == 0;
+}
+
+// `width` adjacent elements, in 128-bit pieces where they fill such pieces.
+template <int width, class T>
+__device__ __forceinline__ void load(const T* from, accumulate_t<T>* to) {
+  if constexpr (width % kVector<T> == 0) {
+    constexpr int pieces = width / kVector<T>;
+    uint4 raw[pieces];
+#pragma unroll
+    for (int i = 0; i < pieces; ++i) raw[i] = __ldca(reinterpret_cast<const uint4*>(from) + i);
+    T elements[width];
+    memcpy(elements, raw, sizeof(raw));
+#pragma unroll
+    for (int i = 0; i < width; ++i) to[i] = widen(elements[i]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < width; ++i) to[i] = widen(__ldca(from + i));
+  }
+}
+
+template <int width, class T>
+__device__ __forceinline__ void store(T* to, const accumulate_t<T>* from) {
+  if constexpr (width % kVector<T> == 0) {
+    T elements[width];
+#pragma unroll
+    for (int i = 0; i < width; ++i) elements[i] = narrow<T>(from[i]);
+    uint4 raw[width / kVector<T>];
+    memcpy(raw, elements, sizeof(raw));
+#pragma unroll
+    for (int i = 0; i < width / kVector<T>; ++i) __stwb(reinterpret_cast<uint4*>(to) + i, raw[i]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < width; ++i) __stwb(to + i, narrow<T>(from[i]));
+  }
+}
+
+}  // namespace zskd::cuda
