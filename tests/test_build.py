@@ -49,7 +49,9 @@ def loader(monkeypatch):
 
 def test_another_torch_is_named_with_the_way_to_rebuild(loader, monkeypatch):
     monkeypatch.setattr(loader, "_built_for", lambda: "1.9.1+cpu")
-    with pytest.raises(ImportError, match=rf"built for torch 1\.9\.1\+cpu, but torch {torch.__version__[:4]}.*rebuild"):
+    with pytest.raises(
+        ImportError, match=rf"built for torch 1\.9\.1\+cpu, but torch {torch.__version__[:4]}.*rebuild"
+    ):
         loader.load()
 
 

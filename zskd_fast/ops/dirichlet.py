@@ -19,10 +19,10 @@ def _fake(concentration, ids, seed, log):
 def dirichlet(concentration: Tensor, ids: Tensor, *, seed: int, log: bool = False) -> Tensor:
     """Samples y_i ~ Dir(concentration_i) (paper section 3.2), one row for each id.
 
-    Row i depends on (seed, ids[i], its concentration) and on nothing else: not on N, the order of the rows, the number of
-    threads or the machine's instruction set. The generator is Philox4x32-10 keyed by (seed, id, class); Gamma variates
-    are Marsaglia and Tsang's, kept in log space and normalised by log-sum-exp, so that small concentrations neither give
-    NaN nor fall onto the barycentre. Right for concentrations from 1e-6 to 1e4 (tested) and beyond.
+    Row i depends on (seed, ids[i], its concentration) and on nothing else: not on N, the order of the rows, the number
+    of threads or the machine's instruction set. The generator is Philox4x32-10 keyed by (seed, id, class); Gamma
+    variates are Marsaglia and Tsang's, kept in log space and normalised by log-sum-exp, so that small concentrations
+    neither give NaN nor fall onto the barycentre. Right for concentrations from 1e-6 to 1e4 (tested) and beyond.
 
     Args:
         concentration: [N, K], or [K] for all rows; float16, bfloat16, float32 or float64; finite and at least 1e-37

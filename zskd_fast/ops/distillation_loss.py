@@ -4,7 +4,15 @@ import torch
 from torch import Tensor
 
 from zskd_fast._load import _C
-from zskd_fast.ops._row_loss import check_constant, fake_loss_and_grad, needs_grad, save_grad, scale_grad
+from zskd_fast.ops._row_loss import (
+    check_constant,
+    fake_loss_and_grad,
+    is_plain,
+    needs_grad,
+    plain_loss,
+    save_grad,
+    scale_grad,
+)
 
 
 @torch.library.custom_op("zskd_fast::distillation_loss", mutates_args=())
@@ -41,11 +49,14 @@ def distillation_loss(
         reduction: "batchmean" (sum over classes, mean over rows; NaN for N = 0), "sum", or "none".
 
     Returns:
-        The loss, a scalar or [N]; float32 for 16-bit logits, else in their dtype. Differentiable in student_logits, once.
+        The loss, a scalar or [N]; float32 for 16-bit logits, else in their dtype. Differentiable in student_logits,
+        once.
 
     Raises:
         ValueError: shape, temperature or reduction; teacher logits that require grad.
         TypeError: dtype or device.
     """
     check_constant("distillation_loss", "teacher_logits", teacher_logits)
+    if is_plain(student_logits, teacher_logits):
+        return plain_loss(_C.distillation_loss, student_logits, teacher_logits, temperature, reduction)
     return _op(student_logits, teacher_logits, float(temperature), reduction, needs_grad(student_logits))[0]

@@ -53,8 +53,8 @@ def impression_update_(
 ) -> None:
     """Adam (Kingma and Ba 2015, algorithm 1) with bias correction, priors and clamp, in one pass and in place.
 
-    The gradient of the priors l1 sum |x| + l2 sum x^2, which is l1 sign(x) + 2 l2 x, is added to grad; after the step x is
-    clamped to [lo, hi]. Without priors and clamp this is `torch.optim.Adam`.
+    The gradient of the priors l1 sum |x| + l2 sum x^2, which is l1 sign(x) + 2 l2 x, is added to grad; after the step
+    x is clamped to [lo, hi]. Without priors and clamp this is `torch.optim.Adam`.
 
     Args:
         x: impressions [N, ...], changed in place; float16, bfloat16, float32 or float64, any strides.

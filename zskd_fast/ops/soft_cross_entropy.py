@@ -4,7 +4,15 @@ import torch
 from torch import Tensor
 
 from zskd_fast._load import _C
-from zskd_fast.ops._row_loss import check_constant, fake_loss_and_grad, needs_grad, save_grad, scale_grad
+from zskd_fast.ops._row_loss import (
+    check_constant,
+    fake_loss_and_grad,
+    is_plain,
+    needs_grad,
+    plain_loss,
+    save_grad,
+    scale_grad,
+)
 
 
 @torch.library.custom_op("zskd_fast::soft_cross_entropy", mutates_args=())
@@ -42,8 +50,8 @@ def soft_cross_entropy(
     """Cross-entropy of soft targets with softmax(logits / temperature) (paper section 3.2, equation 3).
 
     loss_i = sum_c y_ic (lse_i - z_ic / tau) with lse_i = log sum_c exp(z_ic / tau); the gradient
-    ((sum_c y_ic) p_ic - y_ic) / tau is computed in the same pass over memory. A target of zero contributes nothing, even
-    where its logit is -inf; rows of the target need not sum to one; NaN stays NaN.
+    ((sum_c y_ic) p_ic - y_ic) / tau is computed in the same pass over memory. A target of zero contributes nothing,
+    even where its logit is -inf; rows of the target need not sum to one; NaN stays NaN.
 
     Args:
         logits: [N, K] float16, bfloat16, float32 or float64, any strides; 16-bit floats are computed on as float32.
@@ -59,6 +67,8 @@ def soft_cross_entropy(
         TypeError: dtype or device.
     """
     check_constant("soft_cross_entropy", "target", target)
+    if is_plain(logits, target):
+        return plain_loss(_C.soft_cross_entropy, logits, target, temperature, reduction)
     return _op(logits, target, float(temperature), reduction, needs_grad(logits))[0]
 
 
@@ -74,6 +84,8 @@ def soft_cross_entropy_value_and_grad(
         (loss, gradient of the reduced loss [N, K] in the dtype of logits, which is `out` where given).
     """
     logits, target = logits.detach(), target.detach()
+    if is_plain(logits, target, *(() if out is None else (out,))):
+        return _C.soft_cross_entropy(logits, target, temperature, reduction, True, out)
     if out is None:
         return _op(logits, target, float(temperature), reduction, True)
     return _out_op(logits, target, float(temperature), reduction, out), out
