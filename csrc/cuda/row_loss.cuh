@@ -13,14 +13,19 @@ namespace zskd::cuda {
 namespace {
 
 constexpr int kGroupThreads = 128;
-constexpr int kManyItems = 32;  // elements of a row in one lane's registers
-constexpr int64_t kRegisterClasses = int64_t{kManyItems} * kWarp;
+constexpr int kLeastBlocks = 1;  // a processor: said so that ptxas does not spill doubles to fit more
 constexpr int kLongRowThreads = 256;
 constexpr int kLongRowWarps = kLongRowThreads / kWarp;
 
 // A short row is held by as few lanes as do with this many elements each; a vector access fits.
 template <class T>
 constexpr int kFewItems = kVector<T> > 4 ? kVector<T> : 4;
+
+// A longer one by as many as a lane's registers hold without spilling: two matrices' elements, in float or double.
+template <class T>
+constexpr int kManyItems = 128 / static_cast<int>(sizeof(accumulate_t<T>));
+template <class T>
+constexpr int64_t kRegisterClasses = int64_t{kManyItems<T>} * kWarp;
 
 template <class Op, class T, class U>
 struct RowLoss {
@@ -54,6 +59,11 @@ struct RowLoss {
       return Op::term(s, (other - b_max) * inverse_temperature);
     else
       return Op::term(s, other);
+  }
+
+  __device__ void write_loss(int64_t row, math::RowSums<A> sum) const {
+    const A value = Op::loss(sum, temperature);
+    store<1>(loss + row, &value);
   }
 
   // What an element that is not there counts as: nothing, in maximum and sums.
@@ -113,7 +123,7 @@ __device__ __forceinline__ void register_row(const RowLoss<Op, T, U>& p, int64_t
     sum = {sum.e + term.e, sum.f + term.f, sum.dot + term.dot};
   }
   sum = group_sums(sum, p.lanes);
-  if (exists && lane == 0) p.loss[row] = Op::loss(sum, p.temperature);
+  if (exists && lane == 0) p.write_loss(row, sum);
   if (!p.grad) return;
 
   const math::RowFactors<A> factor = Op::factors(sum);
@@ -128,7 +138,7 @@ __device__ __forceinline__ void register_row(const RowLoss<Op, T, U>& p, int64_t
 }
 
 template <class Op, class T, class U, int kItems, int kWidth>
-__global__ void __launch_bounds__(kGroupThreads) register_rows(const RowLoss<Op, T, U> p) {
+__global__ void __launch_bounds__(kGroupThreads, kLeastBlocks) register_rows(const RowLoss<Op, T, U> p) {
   const int rows_a_warp = kWarp / p.lanes;
   const int lane_of_warp = static_cast<int>(threadIdx.x) % kWarp;
   const int64_t stride = grid_threads() / kWarp * rows_a_warp;
@@ -171,7 +181,7 @@ __global__ void __launch_bounds__(kLongRowThreads) long_rows(const RowLoss<Op, T
       for (int j = 0; j < kWidth; ++j) part = math::with_element<Op>(part, a[j], b[j], p.inverse_temperature);
     }
     part = math::whole_row<Op>(merge_over_block<Op>(part, p.inverse_temperature));
-    if (threadIdx.x == 0) p.loss[row] = Op::loss(part.sum, p.temperature);
+    if (threadIdx.x == 0) p.write_loss(row, part.sum);
     if (!p.grad) continue;
 
     const math::RowFactors<A> factor = Op::factors(part.sum);
@@ -199,12 +209,13 @@ inline int lanes_for(int64_t classes, int items) {
 
 template <int kWidth, class Op, class T, class U>
 void launch_rows(const char* op, RowLoss<Op, T, U> p, cudaStream_t stream) {
-  if (p.classes > kRegisterClasses) {
+  if (p.classes > kRegisterClasses<T>) {
     return launch(op, long_rows<Op, T, U, kWidth>, p, p.rows, 1, kLongRowThreads, stream);
   }
   const bool few = p.classes <= kFewItems<T> * kWarp;
-  p.lanes = lanes_for(p.classes, few ? kFewItems<T> : kManyItems);
-  const auto kernel = few ? register_rows<Op, T, U, kFewItems<T>, kWidth> : register_rows<Op, T, U, kManyItems, kWidth>;
+  p.lanes = lanes_for(p.classes, few ? kFewItems<T> : kManyItems<T>);
+  const auto kernel =
+      few ? register_rows<Op, T, U, kFewItems<T>, kWidth> : register_rows<Op, T, U, kManyItems<T>, kWidth>;
   launch(op, kernel, p, p.rows, kGroupThreads / p.lanes, kGroupThreads, stream);
 }
 
