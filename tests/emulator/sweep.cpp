@@ -1,0 +1,112 @@
+// For the build with AddressSanitizer and UndefinedBehaviorSanitizer, which end the process at the first error:
+//   sweep ops          every op, type and kernel on heap memory of exactly the size that it may touch
+//   sweep bug NAME     a planted bug that the plain build cannot see
+// That the results are right is for the plain build to test.
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cuda/backend.h"
+#include "cuda_runtime.h"
+
+void run_planted_bug(const char* kernel, const float* in, float* out, int64_t count, bool broken);
+
+namespace {
+
+using namespace zskd;
+
+constexpr Dtype kDtypes[] = {Dtype::f32, Dtype::f64, Dtype::f16, Dtype::bf16};
+constexpr int64_t kClasses[] = {1, 2, 3, 7, 8, 10, 31, 32, 33, 100, 128, 513, 1000, 1025, 1032};
+
+int64_t bytes_of(Dtype dtype) { return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2; }
+Dtype accumulate(Dtype dtype) { return dtype == Dtype::f64 ? dtype : Dtype::f32; }
+
+// `count` elements at the very end of their memory. The bytes are those of small positive numbers in every type.
+class Buffer {
+ public:
+  Buffer(int64_t count, Dtype dtype, int64_t offset = 0)
+      : memory_(static_cast<size_t>((count + offset) * bytes_of(dtype)), 0x3A), first_(offset * bytes_of(dtype)) {}
+  void* data() { return memory_.data() + first_; }
+
+ private:
+  std::vector<unsigned char> memory_;
+  int64_t first_;
+};
+
+void row_loss(void (*op)(const RowLossParams&, cuda::Stream), Dtype a_dtype, Dtype b_dtype, int64_t classes,
+              int64_t offset) {
+  const int64_t rows = classes > 1000 ? 2 : 5;
+  Buffer a(rows * classes, a_dtype, offset), b(rows * classes, b_dtype), loss(rows, accumulate(a_dtype)),
+      grad(rows * classes, a_dtype);
+  op({a.data(), b.data(), classes, classes, a_dtype, b_dtype, loss.data(), grad.data(), rows, classes, 4.0, 1.0},
+     nullptr);
+}
+
+void dirichlet(Dtype dtype, int64_t classes) {
+  const int64_t rows = 3;
+  Buffer concentration(rows * classes, dtype), ids(rows, Dtype::f64), out(rows * classes, dtype);
+  cuda::dirichlet({concentration.data(), classes, dtype, static_cast<const int64_t*>(ids.data()), 1, 7, out.data(),
+                   classes % 2 == 0, rows, classes},
+                  nullptr);
+}
+
+void philox(Dtype dtype, Distribution distribution, int64_t count) {
+  const int64_t rows = 3;
+  Buffer ids(rows, Dtype::f64), out(rows * count, dtype);
+  cuda::philox({static_cast<const int64_t*>(ids.data()), 1, 7, 1, distribution, dtype, out.data(), rows, count},
+               nullptr);
+}
+
+void impression_update(Dtype dtype, int64_t size, int64_t channels) {
+  Buffer x(size, dtype), grad(size, dtype), m(size, accumulate(dtype)), v(size, accumulate(dtype));
+  const std::vector<double> lo(static_cast<size_t>(channels), -1), hi(static_cast<size_t>(channels), 1);
+  const double lr = 0.1, step = 3;
+  ImpressionUpdateParams p = {x.data(), grad.data(),     m.data(), v.data(), dtype, size, lo.data(), hi.data(),
+                              channels, size / channels, 0.1,      0.9,      0.999, 1e-8, 1e-3,      1e-3,
+                              3};
+  p.device_bounds = channels > 1;
+  if (size % 2 == 0) p.device_lr = &lr, p.device_step = &step;
+  cuda::impression_update(p, nullptr);
+}
+
+void all_ops() {
+  for (const Dtype dtype : kDtypes) {
+    for (const int64_t classes : kClasses) {
+      for (const Dtype other : {dtype, accumulate(dtype)}) {
+        for (const int64_t offset : {0, 1}) {
+          row_loss(cuda::soft_cross_entropy, dtype, other, classes, offset);
+          row_loss(cuda::distillation_loss, dtype, other, classes, offset);
+        }
+      }
+      dirichlet(dtype, classes);
+      impression_update(dtype, 3 * classes, classes % 3 == 0 ? 3 : 1);
+    }
+  }
+  for (const Dtype dtype : {Dtype::f32, Dtype::f64}) {
+    for (const int64_t count : {1, 4, 5, 1023, 1024}) {
+      for (const Distribution d : {Distribution::uniform, Distribution::normal}) philox(dtype, d, count);
+    }
+  }
+}
+
+void bug(const char* name) {
+  const int64_t count = 128;
+  const std::unique_ptr<float[]> in(new float[count]()), out(new float[count]());
+  run_planted_bug(name, in.get(), out.get(), count, false);
+  std::puts("the right kernel ran");
+  std::fflush(stdout);
+  run_planted_bug(name, in.get(), out.get(), count, true);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  emulator::configure(1, ~0u);
+  if (argc == 3 && std::string(argv[1]) == "bug") {
+    bug(argv[2]);
+  } else {
+    all_ops();
+  }
+  std::puts("nothing found");
+}
