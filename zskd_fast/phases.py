@@ -2,6 +2,7 @@
 
 import time
 
+import torch
 from torch.profiler import record_function
 
 PHASES = (
@@ -20,8 +21,9 @@ PHASES = (
 class PhaseTimer:
     """Adds up the seconds spent in each phase: ``with timer("teacher forward"): ...``.
 
-    Each phase is also a ``zskd::<phase>`` range of torch.profiler. Nothing waits for the device, so on a GPU
-    the seconds are those of launching the work; the profiler's ranges tell the rest. Phases do not nest.
+    While torch.profiler runs, each phase is also one of its ranges, ``zskd::<phase>``. Nothing waits for the
+    device, so on a GPU the seconds are those of launching the work; the profiler's ranges tell the rest. Phases
+    do not nest.
     """
 
     def __init__(self):
@@ -41,13 +43,16 @@ class _Phase:
     def __init__(self, seconds, phase):
         self._seconds = seconds
         self._phase = phase
-        self._range = record_function(f"zskd::{phase}")
+        # Even an unused range costs more than the two looks at the clock.
+        self._range = record_function(f"zskd::{phase}") if torch.autograd._profiler_enabled() else None
 
     def __enter__(self):
-        self._range.__enter__()
+        if self._range is not None:
+            self._range.__enter__()
         self._start = time.perf_counter()
 
     def __exit__(self, *exception):
         elapsed = time.perf_counter() - self._start
         self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + elapsed
-        self._range.__exit__(*exception)
+        if self._range is not None:
+            self._range.__exit__(*exception)

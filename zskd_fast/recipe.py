@@ -65,6 +65,12 @@ class SynthesisRecipe:
     """Impressions optimised together; it changes the speed, not the impressions."""
     shard_size: int
     """Impressions per file of the store."""
+    fold_batch_norm: bool
+    """Fold each batch normalisation into the convolution or linear layer before it; it changes the speed only."""
+    channels_last: bool
+    """Lay images out with the channels last inside the teacher; it changes the speed only."""
+    compile_teacher: bool
+    """Run the teacher through torch.compile (needs a C++ compiler); it changes the speed only."""
 
     def __post_init__(self):
         check = _Check(self, "synthesis")

@@ -14,6 +14,7 @@ from zskd_fast import ops, streams
 from zskd_fast.class_similarity import class_similarity, concentration, find_classifier_layer
 from zskd_fast.classifier import Classifier, LogitsFn, frozen, tensor_sha256, weights_sha256
 from zskd_fast.errors import InputError
+from zskd_fast.fast_teacher import fast_teacher
 from zskd_fast.fingerprint import as_json
 from zskd_fast.impressions import Impressions
 from zskd_fast.input_spec import InputSpec
@@ -63,6 +64,7 @@ class Synthesizer:
         self.plan = Plan(self._teacher.num_classes, recipe.betas)
         self.layer, self.similarity = self._similarity(layer)
         self._check_gradient()
+        self._fast_teacher = fast_teacher(self._teacher, recipe, logits_fn=logits_fn)
 
     def run(
         self, ids: torch.Tensor | Sequence[int], *, progress: Callable[[int], object] | None = None
@@ -74,13 +76,15 @@ class Synthesizer:
         the first id if an impression comes out with NaN or infinity.
         """
         result = self._start(_as_ids(ids, self.device))
-        # One pair of Adam's moments serves all batches.
+        # One set of buffers serves all batches.
         batch_size = min(self.recipe.batch_size, len(result))
         moments = torch.empty((2, batch_size, *self.input_spec.shape), device=self.device)
+        grad_logits = torch.empty((batch_size, self.plan.num_classes), device=self.device)
         with frozen(self._teacher.model):
             for first in range(0, len(result), self.recipe.batch_size):
                 part = result[first : first + self.recipe.batch_size]
-                self._optimise(part, *moments[:, : len(part)].zero_(), progress)
+                n = len(part)
+                self._optimise(part, *moments[:, :n].zero_(), grad_logits[:n], progress)
                 self._label(part)
         _refuse_non_finite(result)
         return result
@@ -150,13 +154,13 @@ class Synthesizer:
         x = noise.mul_(recipe.start_scale).add_(recipe.start_shift).reshape(len(ids), *shape)
         return x.clamp_(*self._limits())
 
-    def _optimise(self, part, exp_avg, exp_avg_sq, progress):
+    def _optimise(self, part, exp_avg, exp_avg_sq, grad_logits, progress):
         """Adam on part.x, in place."""
         recipe = self.recipe
         low, high = self._limits()
         x = part.x.detach().requires_grad_()  # a leaf over the same memory
         for step in range(1, recipe.steps + 1):
-            grad = self._gradient(x, part.target)
+            grad = self._gradient(x, part.target, grad_logits)
             with self.timer("update"):
                 ops.impression_update_(
                     part.x,
@@ -175,15 +179,19 @@ class Synthesizer:
             if progress is not None:
                 progress(len(part))
 
-    def _gradient(self, x, target):
-        """Gradient of the summed loss: a sum, unlike a mean, leaves each impression to itself."""
-        with torch.enable_grad():
-            with self.timer("teacher forward"):
-                logits = self._teacher.logits(x)
-            with self.timer("loss"):
-                loss = ops.soft_cross_entropy(logits, target, self.recipe.temperature, reduction="sum")
-            with self.timer("teacher backward"):
-                return torch.autograd.grad(loss, x)[0]
+    def _gradient(self, x, target, grad_logits):
+        """Gradient of the summed loss: a sum, unlike a mean, leaves each impression to itself.
+
+        The op's own gradient of the logits, written into a buffer, starts the teacher's backward pass.
+        """
+        with torch.enable_grad(), self.timer("teacher forward"):
+            logits = self._fast_teacher.logits(x)
+        with self.timer("loss"):
+            ops.soft_cross_entropy_value_and_grad(
+                logits, target, self.recipe.temperature, reduction="sum", out=grad_logits
+            )
+        with self.timer("teacher backward"):
+            return torch.autograd.grad(logits, x, grad_logits)[0]
 
     @torch.no_grad()
     def _label(self, part):
