@@ -23,7 +23,7 @@ def test_the_demo_has_the_numbers_that_were_measured_to_work():
     recipe = load_recipe("demo-mnist")
     synthesis = recipe.synthesis
     assert (synthesis.impressions, synthesis.steps, synthesis.temperature) == (2000, 200, 20)
-    assert (recipe.distillation.steps, recipe.distillation.batch_size) == (2500, 128)
+    assert (recipe.distillation.steps, recipe.distillation.batch_size) == (5000, 128)
     assert recipe.distillation.temperature == 4
     assert recipe.distillation.relabel
 

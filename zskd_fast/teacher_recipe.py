@@ -9,22 +9,25 @@ __all__ = ["TeacherRecipe"]
 
 @dataclass(frozen=True)
 class TeacherRecipe:
-    """AdamW with a one-cycle rate on lightly moved real images; the defaults made the shipped LeNet-5."""
+    """AdamW with a one-cycle rate; the defaults made the shipped LeNet-5.
 
-    epochs: int = 24
+    They move no image: with the demo's recipe, a LeNet-5 trained on moved images taught its student 15 points less.
+    """
+
+    epochs: int = 16
     batch_size: int = 128
-    max_learning_rate: float = 4e-3
+    max_learning_rate: float = 3e-3
     """Peak of the one-cycle schedule."""
     warm_up_fraction: float = 0.2
     """Share of all steps before the peak."""
-    weight_decay: float = 1e-4
+    weight_decay: float = 0.1
     """Decoupled from the gradient (AdamW)."""
     label_smoothing: float = 0.0
-    rotation_sigma: float = 0.12
+    rotation_sigma: float = 0.0
     """Standard deviation of the random rotation, in radians."""
-    scale_sigma: float = 0.08
+    scale_sigma: float = 0.0
     """Standard deviation of the random scale around 1."""
-    shift_sigma: float = 0.06
+    shift_sigma: float = 0.0
     """Standard deviation of the random shift, as a fraction of half the width."""
     held_out: int = 0
     """Training images kept for validation; their accuracy is printed after each epoch."""
