@@ -14,10 +14,12 @@ VALUES = torch.arange(4 * THREADS, dtype=torch.float32) * 3 + 1
 
 MIRRORED = VALUES.view(-1, THREADS).flip(1).flatten()
 WARP_SUMS = VALUES.view(-1, WARP).sum(dim=1, keepdim=True).expand(-1, WARP).flatten()
+OTHER_WARP_SUMS = VALUES.view(-1, 2, WARP).sum(dim=2).flip(1).repeat_interleave(WARP, dim=1).flatten()
 
 CHANGED_RESULTS = {
     "missing_barrier": MIRRORED,
     "missing_barrier_before_reuse": MIRRORED,
+    "missing_barrier_after_a_shuffle": OTHER_WARP_SUMS,
     "unwritten_shared_memory": MIRRORED,
     "missing_warp_barrier": WARP_SUMS,
 }

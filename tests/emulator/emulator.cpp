@@ -43,7 +43,10 @@ uint64_t random_below(uint64_t limit) {
 unsigned most_blocks_of_a_launch = ~0u;
 std::string last_report;
 std::vector<Thread> threads;
-std::vector<int> ready;
+std::vector<std::vector<int>> ready;  // threads, for each warp
+int ready_count = 0;
+std::vector<size_t> favour;  // the warps, the most favoured one first
+bool favours = false;
 int current = -1;
 Fiber scheduler;
 const std::function<void()>* body = nullptr;
@@ -76,7 +79,8 @@ void fail(const std::string& report) {
 
 void make_ready(int thread) {
   threads[static_cast<size_t>(thread)].state = State::ready;
-  ready.push_back(thread);
+  ready[static_cast<size_t>(thread / kWarp)].push_back(thread);
+  ready_count += 1;
 }
 
 bool meets(const Meeting& a, const Meeting& b) {
@@ -90,6 +94,33 @@ void run_thread() {
   (*body)();
   own.state = State::returned;
   leave_fiber(scheduler);
+}
+
+template <class T>
+void shuffle(std::vector<T>& values) {
+  for (size_t i = values.size(); i > 1; --i) std::swap(values[i - 1], values[random_below(i)]);
+}
+
+// In every other block, on average, a warp runs as far as it can before the next: so it overtakes others by more than
+// a fair order ever lets it.
+void draw_favour(size_t warps) {
+  ready.assign(warps, {});
+  ready_count = 0;
+  favour.resize(warps);
+  for (size_t i = 0; i < warps; ++i) favour[i] = i;
+  shuffle(favour);
+  favours = random_below(2) == 1;
+}
+
+int draw_ready() {
+  size_t place = favours ? 0 : random_below(favour.size());
+  while (ready[favour[place]].empty()) place = (place + 1) % favour.size();
+  std::vector<int>& lanes = ready[favour[place]];
+  std::swap(lanes[random_below(lanes.size())], lanes.back());
+  const int thread = lanes.back();
+  lanes.pop_back();
+  ready_count -= 1;
+  return thread;
 }
 
 // A thread that waits although nobody can come any more, and one that it waits for.
@@ -118,7 +149,7 @@ void poison_shared_memory() {
 void run_block() {
   poison_shared_memory();
   const int count = static_cast<int>(blockDim.x * blockDim.y * blockDim.z);
-  ready.clear();
+  draw_favour(static_cast<size_t>((count + kWarp - 1) / kWarp));
   for (int i = 0; i < count; ++i) {
     Thread& t = threads[static_cast<size_t>(i)];
     const unsigned u = static_cast<unsigned>(i);
@@ -126,10 +157,8 @@ void run_block() {
     start_fiber(t.fiber, run_thread);
     make_ready(i);
   }
-  while (!ready.empty() && failure.empty()) {
-    std::swap(ready[random_below(ready.size())], ready.back());
-    current = ready.back();
-    ready.pop_back();
+  while (ready_count > 0 && failure.empty()) {
+    current = draw_ready();
     threadIdx = threads[static_cast<size_t>(current)].index;
     switch_fiber(scheduler, threads[static_cast<size_t>(current)].fiber);
   }
@@ -152,7 +181,7 @@ std::string refused(const cudaLaunchConfig_t& config) {
 std::vector<unsigned> block_order() {
   std::vector<unsigned> order(gridDim.x);
   for (unsigned i = 0; i < gridDim.x; ++i) order[i] = i;
-  for (unsigned i = gridDim.x; i > 1; --i) std::swap(order[i - 1], order[random_below(i)]);
+  shuffle(order);
   return order;
 }
 

@@ -1,6 +1,7 @@
 // Runs the blocks of a launch one after another, in an order drawn from a seed, and within a block one thread at a
-// time: a thread goes on until it waits for others, then another that can go on is drawn. So a result that needs a
-// barrier which is not there changes from seed to seed. What is watched and reported as an error of the launch:
+// time: a thread goes on until it waits for others, then another that can go on is drawn, either any or one of the warp
+// that the block favours. So a result that needs a barrier which is not there changes from seed to seed. What is
+// watched and reported as an error of the launch:
 //   a barrier or warp exchange that not every thread it waits for comes to (by source line and mask);
 //   a lane outside the mask it names, or one that reads from outside it;
 //   an access of 2 to 16 bytes at an address that is no multiple of its size;

@@ -40,6 +40,18 @@ __global__ void missing_barrier_before_reuse(const Bug p) {
   }
 }
 
+// The one warp would have to overtake the other by a whole shuffle.
+__global__ void missing_barrier_after_a_shuffle(const Bug p) {
+  static __shared__ float sums[kThreads / kWarp];
+  for (int64_t first = 0; first < p.count; first += kThreads) {
+    const float sum = group_sum(p.in[first + own()], kWarp);
+    if (own() % kWarp == 0) sums[own() / kWarp] = sum;
+    __syncthreads();
+    p.out[first + own()] = sums[own() / kWarp ^ 1];
+    if (!p.broken) __syncthreads();
+  }
+}
+
 __global__ void barrier_in_a_branch(const Bug p) {
   static __shared__ float values[kThreads];
   values[own()] = p.in[grid_thread()];
@@ -169,6 +181,7 @@ void run_planted_bug(const char* kernel, const float* in, float* out, int64_t co
   const Bug bug = {in, out, count, broken};
   PLANTED(missing_barrier)
   PLANTED(missing_barrier_before_reuse)
+  PLANTED(missing_barrier_after_a_shuffle)
   PLANTED(barrier_in_a_branch)
   PLANTED(two_barriers_for_one)
   PLANTED(unwritten_shared_memory)
