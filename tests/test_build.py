@@ -3,6 +3,7 @@
 import importlib
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,17 @@ def test_no_second_openmp_runtime_is_linked():
     needed = subprocess.run(["readelf", "-d", str(extension)], capture_output=True, text=True).stdout
     assert "NEEDED" in needed
     assert "gomp" not in needed and "iomp" not in needed
+
+
+def test_source_distribution_holds_all_that_is_built_from(tmp_path):
+    root = PACKAGE.parent
+    if not (root / "setup.py").exists():
+        pytest.skip("the package is installed without its source tree")
+    build = f"import setuptools.build_meta as build; build.build_sdist({str(tmp_path)!r})"
+    done = subprocess.run([sys.executable, "-c", build], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    sources = {str(path.relative_to(root)) for path in (root / "csrc").rglob("*") if path.is_file()}
+    assert sources | {"CMakeLists.txt", "setup.py", "pyproject.toml"} <= packed
+    assert "zskd_fast/assets/lenet5-mnist.safetensors" in packed
