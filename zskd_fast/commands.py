@@ -27,7 +27,17 @@ from zskd_fast.options import (
     Teacher,
     TrainTeacher,
 )
-from zskd_fast.pipeline import Job, distill_store, load_student, load_teacher, make_synthesizer, run_job
+from zskd_fast.pipeline import (
+    Job,
+    distill_store,
+    load_student,
+    load_teacher,
+    make_synthesizer,
+    profile_job,
+    profile_synthesis,
+    run_job,
+)
+from zskd_fast.profiling import STEPS, require_writable_trace
 from zskd_fast.report import missing_extras, write_report
 from zskd_fast.runs import RunFolder, require_writable
 from zskd_fast.store import Store
@@ -62,7 +72,11 @@ def _(command: Run) -> int:
 
 def _run(command: Demo | Run, teacher: Teacher, student: Student, test: TestSet | None) -> int:
     require_writable(command.out)
+    _require_writable_trace(command.profile)
     job = _job(command, teacher, student, command.input, test)
+    if command.profile:
+        profile_job(job, command.synthesis, command.profile)
+        _print_trace(command.profile)
     _conclude(run_job(job, command.synthesis))
     return 0
 
@@ -80,9 +94,13 @@ def _(command: Distill) -> int:
 @execute.register
 def _(command: Synthesize) -> int:
     require_writable(command.out)
+    _require_writable_trace(command.profile)
     teacher = load_teacher(command.teacher, set_up(command.machine))
     synthesizer = make_synthesizer(teacher, command.input, command.synthesis, command.machine.seed)
     store = Store.open_or_create(command.out, synthesizer.fingerprint())
+    if command.profile:
+        profile_synthesis(synthesizer, command.profile)
+        _print_trace(command.profile)
     summary = synthesize(synthesizer, store)
     rate = summary.made / summary.seconds
     print(f"impressions   {summary.made:,} made in {summary.seconds:.1f} s, {rate:.1f} per second")
@@ -151,6 +169,15 @@ def _job(
 
 def _test_set(folder: Path | None, spec: InputSpec) -> TestSet | None:
     return None if folder is None else load_test_set(folder, spec)
+
+
+def _require_writable_trace(path: Path | None) -> None:
+    if path is not None:
+        require_writable_trace(path)
+
+
+def _print_trace(path: Path) -> None:
+    print(f"profile       {path}, {STEPS} steps of one batch")
 
 
 def _conclude(run: RunFolder) -> None:

@@ -83,6 +83,8 @@ class Demo:
     """Name of a recipe, or a file *.toml; each number below can be changed."""
     out: Path = Path("zskd-demo")
     """Folder of the results; an interrupted run in it goes on."""
+    profile: Path | None = None
+    """File for a trace of a few steps (Chrome's JSON, for ui.perfetto.dev), made before the job itself."""
     machine: _MachineOptions = field(default_factory=Machine)
 
 
@@ -99,6 +101,8 @@ class Synthesize:
     """Name of a recipe, or a file *.toml; each number below can be changed."""
     out: Path = Path("impressions")
     """Folder of the store; missing shards of the same run are added to it."""
+    profile: Path | None = None
+    """File for a trace of a few steps (Chrome's JSON, for ui.perfetto.dev), made before the job itself."""
     machine: _MachineOptions = field(default_factory=Machine)
 
 
@@ -139,6 +143,8 @@ class Run:
     """Folder of the results; an interrupted run in it goes on."""
     test_data: Path | None = None
     """Folder of real images (IDX or CIFAR-10) whose test split is only used to print an accuracy."""
+    profile: Path | None = None
+    """File for a trace of a few steps (Chrome's JSON, for ui.perfetto.dev), made before the job itself."""
     machine: _MachineOptions = field(default_factory=Machine)
 
 

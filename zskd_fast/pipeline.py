@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import resource
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,23 @@ from zskd_fast.impressions import Impressions
 from zskd_fast.input_spec import InputSpec
 from zskd_fast.loading import load_callable, load_model, load_state, save_weights
 from zskd_fast.options import Student, Teacher
+from zskd_fast.profiling import STEPS, write_trace
 from zskd_fast.recipe import DistillationRecipe, SynthesisRecipe
 from zskd_fast.runs import Accuracy, DistillationRecord, RunFolder, SynthesisRecord
 from zskd_fast.store import Store
 from zskd_fast.synthesizer import Synthesizer, synthesize
 
-__all__ = ["Job", "Model", "distill_store", "load_student", "load_teacher", "make_synthesizer", "run_job"]
+__all__ = [
+    "Job",
+    "Model",
+    "distill_store",
+    "load_student",
+    "load_teacher",
+    "make_synthesizer",
+    "profile_job",
+    "profile_synthesis",
+    "run_job",
+]
 
 _EVALUATIONS = 10
 
@@ -107,6 +119,27 @@ def run_job(job: Job, synthesis: SynthesisRecipe) -> RunFolder:
     run.save()
     _distil(job, run, distiller, store.read_all())
     return run
+
+
+def profile_synthesis(synthesizer: Synthesizer, path: Path) -> None:
+    """Write a trace of a few steps of one batch of impressions, which are thrown away."""
+    short = synthesizer.shortened(STEPS)
+    write_trace(path, lambda: short.run(range(short.recipe.batch_size)))
+
+
+def profile_job(job: Job, synthesis: SynthesisRecipe, path: Path) -> None:
+    """Write a trace of a few steps of one batch of impressions, and of as many of a copy of the student."""
+    synthesizer = make_synthesizer(job.teacher, job.input, synthesis, job.seed).shortened(STEPS)
+    student = replace(job.student, module=copy.deepcopy(job.student.module))
+    # Half the steps warm up, whatever the recipe's share: it may fall on one step of so few, which torch refuses.
+    recipe = replace(job.distillation, steps=STEPS, warmup_fraction=0.5)
+    distiller = _make_distiller(replace(job, student=student, distillation=recipe))
+
+    def work() -> None:
+        made = synthesizer.run(range(synthesis.batch_size))
+        distiller.fit(made.x, made.teacher_logits, made.id, progress=False)
+
+    write_trace(path, work)
 
 
 def distill_store(job: Job, store: Store) -> RunFolder:

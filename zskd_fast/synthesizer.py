@@ -1,5 +1,7 @@
 """Makes impressions: inputs that the teacher answers with a drawn target (section 3 of the paper)."""
 
+import copy
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -88,6 +90,13 @@ class Synthesizer:
                 self._label(part)
         _refuse_non_finite(result)
         return result
+
+    def shortened(self, steps: int) -> "Synthesizer":
+        """The same synthesizer with another number of steps, and a timer of its own."""
+        short = copy.copy(self)
+        short.recipe = dataclasses.replace(self.recipe, steps=steps)
+        short.timer = PhaseTimer()
+        return short
 
     def fingerprint(self) -> dict[str, Any]:
         """All that the impressions depend on, fit for JSON; equal fingerprints mean equal impressions."""
