@@ -16,6 +16,7 @@ py::dict build_info() {
   info["torch"] = TORCH_VERSION;
   info["compiler"] = ZSKD_COMPILER;
   info["cuda"] = ZSKD_CUDA_VERSION;
+  info["cuda_architectures"] = ZSKD_CUDA_ARCHITECTURES;
   info["isa"] = zskd::cpu::name(zskd::cpu::isa());
   return info;
 }

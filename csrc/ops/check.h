@@ -31,11 +31,6 @@ inline Dtype dtype_of(const char* op, const char* argument, const at::Tensor& te
   }
 }
 
-inline void check_backend(const char* op, const char* argument, const at::Tensor& tensor) {
-  ZSKD_CHECK_TYPE(tensor.device().is_cpu(), op, ": ", argument, " is on ", tensor.device(),
-                  ", but this build of zskd_fast has the CPU backend only");
-}
-
 inline void check_same_device(const char* op, const char* argument, const at::Tensor& tensor, const at::Tensor& first,
                               const char* first_argument) {
   ZSKD_CHECK_TYPE(tensor.device() == first.device(), op, ": ", argument, " is on ", tensor.device(), ", wanted ",

@@ -1,13 +1,13 @@
 #include <ATen/ops/empty.h>
 
-#include "cpu/backend.h"
-#include "ops/check.h"
+#include "ops/dispatch.h"
 #include "ops/ops.h"
 
 namespace zskd::ops {
 namespace {
 
 constexpr const char* kOp = "dirichlet";
+constexpr Backends<DirichletParams> kBackends = ZSKD_BACKENDS(dirichlet);
 
 void check_concentration_shape(const at::Tensor& concentration, const at::Tensor& ids) {
   ZSKD_CHECK(concentration.dim() == 1 || concentration.dim() == 2, kOp, ": concentration has shape ",
@@ -56,8 +56,9 @@ at::Tensor dirichlet(const at::Tensor& concentration, const at::Tensor& ids, int
   p.rows = rows;
   p.classes = classes;
   if (rows == 0) return out;
-  check_concentration_values(p, dense);
-  cpu::dirichlet(p);
+  // On a CUDA device an error would have to wait for the device; there the row comes out as NaN.
+  if (dense.is_cpu()) check_concentration_values(p, dense);
+  run(kBackends, p, out);
   return out;
 }
 

@@ -1,13 +1,13 @@
 #include <ATen/ops/empty.h>
 
-#include "cpu/backend.h"
-#include "ops/check.h"
+#include "ops/dispatch.h"
 #include "ops/ops.h"
 
 namespace zskd::ops {
 namespace {
 
 constexpr const char* kOp = "impression_update_";
+constexpr Backends<ImpressionUpdateParams> kBackends = ZSKD_BACKENDS(impression_update);
 
 struct Operand {
   const char* name;
@@ -21,10 +21,19 @@ void check_operand(const Operand& operand, const at::Tensor& x, at::ScalarType t
                   ", wanted ", type, " beside x in ", x.scalar_type());
 }
 
-double scalar(const char* name, const at::Tensor& tensor) {
-  ZSKD_CHECK(tensor.numel() == 1, kOp, ": ", name, " has shape ", tensor.sizes(), ", wanted one number");
-  return tensor.item<double>();
-}
+// One number. Beside x on a CUDA device it stays there: a captured launch reads it anew at each replay.
+struct Scalar {
+  at::Tensor tensor;
+  bool on_device;
+
+  Scalar(const char* name, const at::Tensor& given, const at::Tensor& x)
+      : tensor(given), on_device(!x.is_cpu() && given.device() == x.device()) {
+    ZSKD_CHECK(given.numel() == 1, kOp, ": ", name, " has shape ", given.sizes(), ", wanted one number");
+    if (on_device) tensor = given.to(at::kDouble);
+  }
+  double value_or(double unread) const { return on_device ? unread : tensor.item<double>(); }
+  const double* pointer() const { return on_device ? tensor.const_data_ptr<double>() : nullptr; }
+};
 
 at::Tensor bound(const char* name, const at::Tensor& tensor, const at::Tensor& x) {
   const bool per_channel = tensor.dim() == 1 && x.dim() >= 2 && tensor.size(0) == x.size(1);
@@ -69,21 +78,26 @@ void impression_update_(at::Tensor x, const at::Tensor& grad, at::Tensor exp_avg
     return;
   }
 
+  const Scalar step_number("step", step, x), rate("lr", lr, x);
   ImpressionUpdateParams p;
   p.dtype = dtype_of(kOp, "x", x);
-  p.step = scalar("step", step);
-  p.lr = scalar("lr", lr);
+  p.step = step_number.value_or(1);
+  p.lr = rate.value_or(0);
+  p.device_step = step_number.pointer();
+  p.device_lr = rate.pointer();
   check_scalars(p.step, p.lr, beta1, beta2, eps);
   p.beta1 = beta1;
   p.beta2 = beta2;
   p.eps = eps;
   p.l1 = l1;
   p.l2 = l2;
-  const at::Tensor all_low = per_channel ? low.expand({x.size(1)}).contiguous() : low;
-  const at::Tensor all_high = per_channel ? high.expand({x.size(1)}).contiguous() : high;
+  p.channels = per_channel ? x.size(1) : 1;
+  p.device_bounds = !x.is_cpu() && (per_channel || !low.is_cpu() || !high.is_cpu());
+  const at::Device where = p.device_bounds ? x.device() : at::Device(at::kCPU);
+  const at::Tensor all_low = low.to(where).expand({p.channels}).contiguous();
+  const at::Tensor all_high = high.to(where).expand({p.channels}).contiguous();
   p.lo = all_low.const_data_ptr<double>();
   p.hi = all_high.const_data_ptr<double>();
-  p.channels = per_channel ? x.size(1) : 1;
   p.size = x.numel();
   if (p.size == 0) return;
   p.channel_size = per_channel ? p.size / (x.size(0) * x.size(1)) : p.size;
@@ -91,7 +105,7 @@ void impression_update_(at::Tensor x, const at::Tensor& grad, at::Tensor exp_avg
   p.grad = grad.const_data_ptr();
   p.exp_avg = exp_avg.mutable_data_ptr();
   p.exp_avg_sq = exp_avg_sq.mutable_data_ptr();
-  cpu::impression_update(p);
+  run(kBackends, p, x);
 }
 
 }  // namespace zskd::ops

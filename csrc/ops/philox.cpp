@@ -1,7 +1,6 @@
 #include <ATen/ops/empty.h>
 
-#include "cpu/backend.h"
-#include "ops/check.h"
+#include "ops/dispatch.h"
 #include "ops/ops.h"
 
 namespace zskd::ops {
@@ -9,6 +8,7 @@ namespace {
 
 constexpr const char* kOp = "philox";
 constexpr int64_t kStreams = int64_t{1} << 28;
+constexpr Backends<PhiloxParams> kBackends = ZSKD_BACKENDS(philox);
 
 Distribution parse_distribution(const std::string& distribution) {
   if (distribution == "uniform") return Distribution::uniform;
@@ -39,7 +39,7 @@ at::Tensor philox(const at::Tensor& ids, int64_t count, int64_t seed, int64_t st
   p.out = out.mutable_data_ptr();
   p.rows = ids.size(0);
   p.count = count;
-  if (out.numel() > 0) cpu::philox(p);
+  if (out.numel() > 0) run(kBackends, p, out);
   return out;
 }
 

@@ -2,10 +2,9 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/sum.h>
 
 #include <cmath>
-
-#include "cpu/backend.h"
 
 namespace zskd::ops {
 namespace {
@@ -54,8 +53,16 @@ at::Tensor readable_beside(const at::Tensor& b, const at::Tensor& a) {
   return with_dense_rows(readable ? b : b.to(accumulate_type(a.scalar_type())));
 }
 
+// Queued, not waited for. Torch's sum on a CUDA device adds in a fixed order.
+at::Tensor reduce_on_device(const at::Tensor& losses, Reduction reduction) {
+  const at::Tensor sum = at::sum(losses, at::kDouble);
+  const at::Tensor value = reduction == Reduction::mean ? sum.div(losses.size(0)) : sum;
+  return value.to(losses.scalar_type());
+}
+
 at::Tensor reduce(const at::Tensor& losses, Reduction reduction) {
   if (reduction == Reduction::none) return losses;
+  if (!losses.is_cpu()) return reduce_on_device(losses, reduction);
   const int64_t rows = losses.size(0);
   const double sum = losses.scalar_type() == at::kDouble ? cpu::sum(losses.const_data_ptr<double>(), rows)
                                                          : cpu::sum(losses.const_data_ptr<float>(), rows);
@@ -87,7 +94,7 @@ LossAndGrad row_loss(const RowLoss& names, const at::Tensor& a, const at::Tensor
   p.classes = a.size(1);
   p.temperature = temperature;
   p.grad_weight = parsed == Reduction::mean ? 1.0 / static_cast<double>(p.rows) : 1.0;
-  if (p.rows > 0) names.cpu(p);
+  if (p.rows > 0) run(names.backends, p, losses);
   return {reduce(losses, parsed), grad};
 }
 

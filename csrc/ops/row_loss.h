@@ -1,7 +1,7 @@
 // The host side of the two row losses, which differ in names and formulas alone.
 #pragma once
 
-#include "ops/check.h"
+#include "ops/dispatch.h"
 #include "ops/ops.h"
 
 namespace zskd::ops {
@@ -11,7 +11,7 @@ struct RowLoss {
   const char* a;          // name of the logits argument
   const char* b;          // name of the other
   const char* mean_name;  // "mean" or "batchmean"
-  void (*cpu)(const RowLossParams&);
+  Backends<RowLossParams> backends;
 };
 
 LossAndGrad row_loss(const RowLoss& names, const at::Tensor& a, const at::Tensor& b, double temperature,

@@ -38,6 +38,9 @@ def dirichlet(concentration: Tensor, ids: Tensor, *, seed: int, log: bool = Fals
         ValueError: shape or seed; a zero, negative, NaN or infinite concentration (names the row); a concentration that
             requires grad.
         TypeError: dtype or device.
+
+    On a CUDA device nothing waits for the draw, so an invalid concentration raises nothing there: its row comes out as
+    NaN.
     """
     if concentration.requires_grad:
         raise ValueError(

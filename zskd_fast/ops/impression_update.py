@@ -62,7 +62,8 @@ def impression_update_(
         exp_avg, exp_avg_sq: first and second moment, changed in place; shape of x, float32 beside a 16-bit x, else its
             dtype. Zeros before step 1.
         step: number of this update, counted from 1; an int or a tensor of one element.
-        lr: learning rate; a number or a tensor of one element.
+        lr: learning rate; a number or a tensor of one element. A step or lr beside x on a CUDA device is read there, by
+            a captured graph anew at each replay, and not checked.
         lo, hi: bounds of a valid input; a number, or [C] for dimension 1 of x. NaN in x stays NaN.
 
     Raises:

@@ -1,0 +1,49 @@
+# The CUDA backend: the objects zskd_cuda_kernels, and what the extension needs beside them in zskd_cuda_host. Wants
+# ZSKD_NVCC; sets zskd_cuda_version and zskd_cuda_architectures. Included by the top CMakeLists.txt, whose list of
+# choices decides whether.
+
+# TORCH_CUDA_ARCH_LIST as torch's own builds take it: 8.0 or 9.0a, +PTX for the devices that are still to come, between
+# semicolons or spaces.
+set(zskd_cuda_architectures "8.0;9.0+PTX")
+if(NOT "$ENV{TORCH_CUDA_ARCH_LIST}" STREQUAL "")
+  string(REGEX REPLACE "[ ,;]+" ";" zskd_cuda_architectures "$ENV{TORCH_CUDA_ARCH_LIST}")
+endif()
+set(CMAKE_CUDA_ARCHITECTURES "")
+foreach(architecture IN LISTS zskd_cuda_architectures)
+  if(NOT architecture MATCHES "^([0-9]+)\\.([0-9]+[af]?)(\\+PTX)?$")
+    message(FATAL_ERROR "zskd_fast: TORCH_CUDA_ARCH_LIST has '${architecture}', wanted numbers such as 8.0 or 9.0+PTX")
+  endif()
+  set(number "${CMAKE_MATCH_1}${CMAKE_MATCH_2}")
+  list(APPEND CMAKE_CUDA_ARCHITECTURES "${number}-real")
+  if(CMAKE_MATCH_3)
+    list(APPEND CMAKE_CUDA_ARCHITECTURES "${number}-virtual")
+  endif()
+endforeach()
+string(REPLACE ";" " " zskd_cuda_architectures "${zskd_cuda_architectures}")
+
+set(CMAKE_CUDA_COMPILER "${ZSKD_NVCC}")
+set(CMAKE_CUDA_HOST_COMPILER "${CMAKE_CXX_COMPILER}")
+set(CMAKE_CUDA_RUNTIME_LIBRARY Shared)  # the one that torch has loaded
+set(CMAKE_CUDA_STANDARD 20)
+set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+set(CMAKE_CUDA_EXTENSIONS OFF)
+enable_language(CUDA)
+set(zskd_cuda_version "${CMAKE_CUDA_COMPILER_VERSION}")
+
+add_library(zskd_cuda_kernels OBJECT
+  csrc/cuda/soft_cross_entropy_cuda.cu
+  csrc/cuda/distillation_loss_cuda.cu
+  csrc/cuda/dirichlet_cuda.cu
+  csrc/cuda/philox_cuda.cu
+  csrc/cuda/impression_update_cuda.cu)
+target_include_directories(zskd_cuda_kernels PRIVATE csrc)
+# As on the CPU a multiply-add is one where the source says fma, and there is no fast-math: a draw has the same bits.
+# 1675: the unroll pragmas of csrc/math are for the host's compiler.
+target_compile_options(zskd_cuda_kernels PRIVATE
+  -O3 --fmad=false -diag-suppress=1675 $<$<BOOL:${ZSKD_WERROR}>:-Werror=all-warnings>)
+
+find_library(ZSKD_CUDART cudart REQUIRED HINTS ${CMAKE_CUDA_IMPLICIT_LINK_DIRECTORIES})
+add_library(zskd_cuda_host INTERFACE)
+target_compile_definitions(zskd_cuda_host INTERFACE ZSKD_WITH_CUDA)
+target_include_directories(zskd_cuda_host SYSTEM INTERFACE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
+target_link_libraries(zskd_cuda_host INTERFACE c10_cuda ${ZSKD_CUDART})
