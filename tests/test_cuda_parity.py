@@ -84,17 +84,22 @@ def test_row_losses_have_the_same_bits_in_every_order(op, classes):
         )
 
 
+def padded(matrix: torch.Tensor, before: int, more: int) -> torch.Tensor:
+    """The same values, every other row of a matrix with `more` columns, `before` of them on the left."""
+    rows, classes = matrix.shape
+    wide = torch.full((2 * rows, classes + more), torch.nan, dtype=matrix.dtype)
+    wide[::2, before : before + classes] = matrix
+    return wide[::2, before : before + classes]
+
+
 @pytest.mark.parametrize("classes", [3, 8, 128, 1032])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("op", ROW_LOSSES)
 def test_row_losses_read_rows_at_any_distance(op, dtype, classes):
     rows = rows_of(classes)
-    padded = [torch.full((2 * rows, classes + pad), torch.nan, dtype=dtype) for pad in (5, 8)]
     a, b = logits_of(rows, classes, dtype), other_of(op, rows, classes, dtype)
-    padded[0][::2, 3 : 3 + classes], padded[1][::2, :classes] = a, b
-    views = padded[0][::2, 3 : 3 + classes], padded[1][::2, :classes]
-    for z in (a, views[0]):
-        for y in (b, views[1], b[:1].expand(rows, classes)):
+    for z in (a, padded(a, 0, 8), padded(a, 3, 5)):
+        for y in (b, padded(b, 0, 8), padded(b, 1, 8), padded(b, 0, 5), b[:1].expand(rows, classes)):
             assert_row_loss(op, z, y, 4.0, emulated.row_loss(op, z, y, 4.0))
     assert_row_loss(op, a, b, 4.0, emulated.row_loss(op, a, b, 4.0, offset=1), "at an odd address")
 
