@@ -4,10 +4,12 @@
 TORCH ?= torch==2.13.0
 PYTHON ?= python3
 VENV ?= .venv
+CUDA_TORCH ?= torch==2.14.1
+CUDA_VENV ?= .venv-cuda
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: demo test test-slow bench lint format build setup clean help
+.PHONY: demo test test-slow cuda-check gpu-check bench lint format build setup clean help
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -21,6 +23,15 @@ test: $(VENV)/.built ## the test suite
 
 test-slow: $(VENV)/.built ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+# The CUDA build has a virtual environment of its own: the CPU's stays as it is.
+cuda-check: ## build with nvcc and CUDA's torch (5.5 GB) and test it, without a GPU
+	$(MAKE) setup VENV=$(CUDA_VENV) TORCH='$(CUDA_TORCH)'
+	$(CUDA_VENV)/bin/python tests/cuda/check.py cpu
+
+gpu-check: ## the same build on a machine with a GPU: parity, repeats, streams, graphs
+	$(MAKE) setup VENV=$(CUDA_VENV) TORCH='$(CUDA_TORCH)'
+	$(CUDA_VENV)/bin/python tests/cuda/check.py device
 
 bench: $(VENV)/.built ## time the ops and the whole job against their alternatives
 	$(BIN)/python -m pytest benchmarks --benchmark-only
