@@ -1,13 +1,17 @@
 """The ops on a CUDA device: right, repeatable, on the stream they are told, and fit for a graph. `make gpu-check`."""
 
 import os
+import warnings
 
 import pytest
 import torch
 from row_losses import CLASSES, DTYPES, TEMPERATURES, assert_close, logits_of, targets_of, value_and_grad
+from small_models import IMAGE, image_classifier, synthesis_recipe
 
 import zskd_fast
-from zskd_fast import ops, reference
+from zskd_fast import cuda_graph, ops, reference
+from zskd_fast.phases import PhaseTimer
+from zskd_fast.synthesizer import Synthesizer
 
 LACKING = (
     "this build of zskd_fast has the CPU backend only"
@@ -193,6 +197,37 @@ def test_a_graph_replays_a_step_with_new_values():
         _, grad = ops.soft_cross_entropy_value_and_grad(x, b, 4.0)
         ops.impression_update_(x, grad, *state, number, lr=0.1 / number, **UPDATE)
     assert_close(replayed, x, 1e-6, "five replayed steps")
+
+
+def made_on(device, monkeypatch, *, graph: bool):
+    monkeypatch.setattr(cuda_graph, "WORTH_CAPTURING", 1 if graph else 10**9)
+    recipe = synthesis_recipe(steps=30, batch_size=6)
+    return Synthesizer(image_classifier().to(device), IMAGE, recipe, seed=1).run(range(16))
+
+
+def test_impressions_of_a_captured_step_match_those_of_an_eager_one(monkeypatch):
+    """The last batch is a short one. Start noise and targets have the CPU's bits; the rest is close to it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a step that could not be captured warns
+        replayed = made_on(DEVICE, monkeypatch, graph=True)
+    eager, cpu = made_on(DEVICE, monkeypatch, graph=False), made_on("cpu", monkeypatch, graph=False)
+    for name, tensor in replayed.tensors().items():
+        assert_close(tensor, eager.tensors()[name], 1e-4, name)
+        assert_close(tensor.cpu(), cpu.tensors()[name], 2e-2, name)
+    assert torch.equal(replayed.target.cpu(), cpu.target)
+
+
+def test_a_step_that_waits_for_the_device_runs_without_a_graph():
+    x = torch.zeros(3, device=DEVICE)
+
+    def step(number, rate):
+        x.add_(float(number))
+
+    with pytest.warns(UserWarning, match="runs without a CUDA graph"):
+        same = cuda_graph.captured(step, [x], PhaseTimer())
+    assert same is step and torch.equal(x.cpu(), torch.zeros(3))
+    same(2, 0.0)
+    assert torch.equal(x.cpu(), torch.full((3,), 2.0))
 
 
 def test_an_invalid_concentration_makes_its_row_nan():

@@ -13,6 +13,7 @@ PHASES = (
     "student",
     "loss",
     "update",
+    "captured step",
     "evaluation",
     "io",
 )

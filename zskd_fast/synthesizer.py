@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from zskd_fast import ops, streams
+from zskd_fast import cuda_graph, ops, streams
 from zskd_fast.class_similarity import class_similarity, concentration, find_classifier_layer
 from zskd_fast.classifier import Classifier, LogitsFn, frozen, tensor_sha256, weights_sha256
 from zskd_fast.errors import InputError
@@ -164,11 +164,12 @@ class Synthesizer:
         return x.clamp_(*self._limits())
 
     def _optimise(self, part, exp_avg, exp_avg_sq, grad_logits, progress):
-        """Adam on part.x, in place."""
+        """Adam on part.x, in place; on a CUDA device each step is one launch of a graph."""
         recipe = self.recipe
         low, high = self._limits()
         x = part.x.detach().requires_grad_()  # a leaf over the same memory
-        for step in range(1, recipe.steps + 1):
+
+        def take_step(step, learning_rate):
             grad = self._gradient(x, part.target, grad_logits)
             with self.timer("update"):
                 ops.impression_update_(
@@ -177,7 +178,7 @@ class Synthesizer:
                     exp_avg,
                     exp_avg_sq,
                     step,
-                    lr=_learning_rate(recipe, step),
+                    lr=learning_rate,
                     betas=recipe.adam_betas,
                     eps=recipe.adam_eps,
                     l1=recipe.l1,
@@ -185,6 +186,11 @@ class Synthesizer:
                     lo=low,
                     hi=high,
                 )
+
+        if x.is_cuda and recipe.steps >= cuda_graph.WORTH_CAPTURING:
+            take_step = cuda_graph.captured(take_step, (part.x, exp_avg, exp_avg_sq), self.timer)
+        for step in range(1, recipe.steps + 1):
+            take_step(step, _learning_rate(recipe, step))
             if progress is not None:
                 progress(len(part))
 
