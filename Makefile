@@ -34,7 +34,8 @@ gpu-check: ## the same build on a machine with a GPU: parity, repeats, streams, 
 	$(CUDA_VENV)/bin/python tests/cuda/check.py device
 
 bench: $(VENV)/.built ## time the ops and the whole job against their alternatives
-	$(BIN)/python -m pytest benchmarks --benchmark-only
+	$(BIN)/python -m pytest -q benchmarks/bench_*.py --benchmark-columns=median,iqr,rounds,iterations
+	$(BIN)/python -m benchmarks.report
 
 lint: $(VENV)/.built ## ruff and clang-format, changing nothing
 	$(BIN)/ruff check .

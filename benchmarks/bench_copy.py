@@ -1,0 +1,24 @@
+"""The limit of an op that only moves bytes: a copy into a warm buffer, far beyond the caches."""
+
+import torch
+
+from benchmarks.measure import Bench
+
+ELEMENTS = 64 * 1024 * 1024
+SHAPES = [(ELEMENTS,)]
+QUICK_SHAPES = [(1024 * 1024,)]
+
+
+def test_copy(shape, threads, bench: Bench):
+    source = torch.ones(shape, device=bench.device)
+    target = torch.zeros_like(source)
+    target.copy_(source)
+    assert torch.equal(target, source)
+    bench(
+        lambda: target.copy_(source),
+        op="copy",
+        provider="torch",
+        shape=str(shape[0]),
+        items=shape[0],
+        least_bytes=2 * source.numel() * source.element_size(),
+    )
