@@ -5,7 +5,7 @@ import math
 import emulated
 import pytest
 import torch
-from emulated import LaunchError, Output, accumulate_dtype, orders
+from emulated import LaunchError, accumulate_dtype, orders
 from row_losses import CLASSES, DTYPES, TEMPERATURES, assert_close, logits_of, targets_of
 
 from zskd_fast import ops, reference
@@ -158,33 +158,6 @@ def test_no_rows_no_launch(op):
     assert loss.shape == (0,) and grad.shape == (0, 10)
 
 
-def elements_moved(op, classes, dtype, **how) -> tuple[emulated.Traffic, int]:
-    moved, rows = [], rows_of(classes)
-    a, b = logits_of(rows, classes, dtype), other_of(op, rows, classes, dtype)
-    emulated.row_loss(op, a, b, 4.0, traffic=moved, **how)
-    return moved[0], rows
-
-
-@pytest.mark.parametrize("classes", [3, 8, 10, 100, 128, 500, 512])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("op", ROW_LOSSES)
-def test_a_row_in_registers_moves_no_byte_twice(op, dtype, classes):
-    moved, rows = elements_moved(op, classes, dtype)
-    matrix = rows * classes * dtype.itemsize
-    assert moved.load_bytes == 2 * matrix
-    assert moved.store_bytes == matrix + rows * accumulate_dtype(dtype).itemsize
-    vectors = matrix // 16 if classes * dtype.itemsize % 16 == 0 else 0
-    assert (moved.wide_loads, moved.wide_stores) == (2 * vectors, vectors)
-
-
-@pytest.mark.parametrize("op", ROW_LOSSES)
-def test_a_long_row_is_read_twice_and_written_once(op):
-    moved, rows = elements_moved(op, 2048, torch.float32)
-    matrix = rows * 2048 * 4
-    assert (moved.load_bytes, moved.store_bytes) == (4 * matrix, matrix + 4 * rows)
-    assert moved.wide_loads == moved.loads and moved.wide_stores == matrix // 16
-
-
 # --- dirichlet and philox: the bits of the CPU ---
 
 
@@ -311,23 +284,6 @@ def test_step_and_learning_rate_may_lie_on_the_device(dtype, step):
     want = updated(emulated.impression_update_, state, step, lo, hi)
     got = updated(emulated.impression_update_, state, numbers[0], lo, hi, lr=numbers[1])
     assert_updated(got, want)
-
-
-def test_impression_update_takes_vectors_only_where_all_allow_it():
-    lo, hi = bounds_of(1)
-    x, grad, m, v = update_state((4, 3, 8, 8), torch.float32)
-    call = dict(lo=lo, hi=hi, **UPDATE)
-    moved = emulated.impression_update_(x, grad, m, v, 1, **call)
-    assert (moved.load_bytes, moved.store_bytes) == (16 * x.numel(), 12 * x.numel())
-    assert (moved.wide_loads, moved.wide_stores) == (x.numel(), 3 * x.numel() // 4)
-    shifted = Output(tuple(x.shape), x.dtype, offset=1)
-    shifted.tensor.copy_(grad)
-    moved = emulated.impression_update_(x, shifted.tensor, m, v, 2, **call)
-    assert (moved.wide_loads, moved.wide_stores, moved.loads) == (0, 0, 4 * x.numel())
-    three = [bound.repeat(3) for bound in (lo, hi)]
-    odd = [t[..., :7, :7].contiguous() for t in (x, grad, m, v)]
-    moved = emulated.impression_update_(*odd, 3, **{**call, "lo": three[0], "hi": three[1]})
-    assert moved.wide_loads == 0
 
 
 def test_a_launch_error_names_its_op():

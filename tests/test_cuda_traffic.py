@@ -1,0 +1,83 @@
+"""The bytes that the CUDA kernels move, counted by the emulator, against the least that their definition allows."""
+
+import emulated
+import pytest
+import torch
+from emulated import Output, accumulate_dtype
+from row_losses import DTYPES, logits_of, targets_of
+
+ROWS = 20
+ROW_LOSSES = ["soft_cross_entropy", "distillation_loss"]
+UPDATE = dict(lr=0.05, betas=(0.9, 0.99), eps=1e-8, l1=0.1, l2=0.2)
+
+
+def row_loss_traffic(op, classes, dtype) -> emulated.Traffic:
+    moved = []
+    a, b = logits_of(ROWS, classes, dtype), targets_of(ROWS, classes, dtype)
+    emulated.row_loss(op, a, b, 4.0, traffic=moved)
+    return moved[0]
+
+
+@pytest.mark.parametrize("classes", [3, 8, 10, 100, 128, 500, 512])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("op", ROW_LOSSES)
+def test_a_row_in_registers_moves_no_byte_twice(op, dtype, classes):
+    moved, matrix = row_loss_traffic(op, classes, dtype), ROWS * classes * dtype.itemsize
+    assert moved.load_bytes == 2 * matrix
+    assert moved.store_bytes == matrix + ROWS * accumulate_dtype(dtype).itemsize
+    vectors = matrix // 16 if classes * dtype.itemsize % 16 == 0 else 0
+    assert (moved.wide_loads, moved.wide_stores) == (2 * vectors, vectors)
+
+
+@pytest.mark.parametrize("op", ROW_LOSSES)
+def test_a_long_row_is_read_twice_and_written_once(op):
+    moved, matrix = row_loss_traffic(op, 2048, torch.float32), ROWS * 2048 * 4
+    assert (moved.load_bytes, moved.store_bytes) == (4 * matrix, matrix + 4 * ROWS)
+    assert moved.wide_loads == moved.loads and moved.wide_stores == matrix // 16
+
+
+def update_traffic(*, shape=(4, 3, 8, 8), offset=0, bounds=1) -> emulated.Traffic:
+    x, grad, m, v = (torch.rand(shape) for _ in range(4))
+    shifted = Output(shape, grad.dtype, offset)
+    shifted.tensor.copy_(grad)
+    lo = torch.zeros(bounds, dtype=torch.float64)
+    return emulated.impression_update_(x, shifted.tensor, m, v, 1, lo=lo, hi=lo + 1, **UPDATE)
+
+
+def test_impression_update_takes_vectors_only_where_all_allow_it():
+    elements = 4 * 3 * 8 * 8
+    wide = update_traffic()
+    assert (wide.load_bytes, wide.store_bytes) == (16 * elements, 12 * elements)
+    assert (wide.wide_loads, wide.wide_stores) == (elements, 3 * elements // 4)
+    narrow = update_traffic(offset=1)
+    assert (narrow.wide_loads, narrow.wide_stores, narrow.loads) == (0, 0, 4 * elements)
+    assert update_traffic(bounds=3).wide_loads == elements  # 64 elements a channel
+    assert update_traffic(shape=(4, 3, 7, 7), bounds=3).wide_loads == 0
+
+
+def dirichlet_traffic(classes: int) -> emulated.Traffic:
+    moved = []
+    emulated.dirichlet(torch.ones(ROWS, classes), torch.arange(ROWS), seed=1, traffic=moved)
+    return moved[0]
+
+
+def test_the_table_of_bytes(capsys):
+    """Per element of the matrix or image; "least": every input once and every output once."""
+    cases = [
+        *(
+            (op, k, row_loss_traffic(op, k, torch.float32), ROWS * k, 12)
+            for op in ROW_LOSSES
+            for k in (10, 1000, 5000)
+        ),
+        *(("dirichlet", k, dirichlet_traffic(k), ROWS * k, 8) for k in (10, 1000, 5000)),
+        ("impression_update_", 64, update_traffic(), 4 * 3 * 64, 28),
+    ]
+    lines = [f"{'op, float32':<22}{'K':>6}{'read':>8}{'written':>9}{'least':>7}{'times':>7}"]
+    for op, classes, moved, elements, least in cases:
+        read, written = moved.load_bytes / elements, moved.store_bytes / elements
+        times = (read + written) / least
+        lines.append(f"{op:<22}{classes:>6}{read:>8.2f}{written:>9.2f}{least:>7}{times:>7.2f}")
+        # A row that no group of lanes holds is read again: twice by the losses, three times by a draw.
+        assert times <= (1.04 if classes <= 1000 else 1.67 if op in ROW_LOSSES else 2.0)
+    with capsys.disabled():
+        print("\n" + "\n".join(lines))
