@@ -4,6 +4,7 @@
 #include "cpu/kernels.h"
 #include "cpu/philox_lanes.h"
 #include "cpu/storage.h"
+#include "cpu/transpose.h"
 #include "math/dirichlet.h"
 
 namespace zskd::cpu::ZSKD_ISA {
@@ -158,25 +159,24 @@ struct Sampler {
 
   void short_rows(int64_t first, int64_t count) {
     chunk.count = count * p.classes;
+    rows_to_columns(concentration_of(first), p.concentration_stride, count, p.classes, count, chunk.alpha);
     for (int64_t r = 0; r < count; ++r) {
-      const T* alpha = concentration_of(first + r);
-      for (int64_t c = 0; c < p.classes; ++c) chunk.alpha[c * count + r] = load(alpha + c);
       const math::Halves id = math::halves(p.ids[(first + r) * p.ids_stride]);
       chunk.id_low[r] = id.low;
       chunk.id_high[r] = id.high;
       chunk.index[r] = 0;
     }
-    for (int64_t at = count; at < chunk.count; ++at) {  // the ids of the rows again, for one class after another
-      chunk.id_low[at] = chunk.id_low[at - count];
-      chunk.id_high[at] = chunk.id_high[at - count];
-      chunk.index[at] = chunk.index[at - count] + 1;
+    for (int64_t c = 1; c < p.classes; ++c) {
+#pragma omp simd
+      for (int64_t r = 0; r < count; ++r) {
+        chunk.id_low[c * count + r] = chunk.id_low[r];
+        chunk.id_high[c * count + r] = chunk.id_high[r];
+        chunk.index[c * count + r] = static_cast<uint32_t>(c);
+      }
     }
     draw(chunk, open, seed);
     normalise_columns(chunk.log_gamma, count, p.classes, p.log);
-    T* to = out + first * p.classes;
-    for (int64_t r = 0; r < count; ++r) {
-      for (int64_t c = 0; c < p.classes; ++c) store(to++, chunk.log_gamma[c * count + r]);
-    }
+    columns_to_rows(chunk.log_gamma, count, count, p.classes, out + first * p.classes);
   }
 
   // `scratch` holds 2 * classes values.

@@ -6,6 +6,7 @@
 
 #include "cpu/storage.h"
 #include "cpu/stream.h"
+#include "cpu/transpose.h"
 #include "math/row_loss.h"
 #include "params.h"
 
@@ -96,11 +97,14 @@ struct RowLossKernel {
     for (int64_t c = 0; c < classes; ++c) store(g + c, math::row_gradient(e[c], f[c], factor, grad_scale));
   }
 
-  // Rows [row, row + count), count <= kLanes, of at most kPackedClasses classes. A missing row repeats the first.
+  // Rows [row, row + count), count <= kLanes, of at most kPackedClasses classes.
   void packed_rows(int64_t row, int64_t count) const {
     alignas(64) A az[kPackedClasses * kLanes], bz[kPackedClasses * kLanes];
-    gather_rows(a + row * a_stride, a_stride, count, az);
-    gather_rows(b + row * b_stride, b_stride, count, bz);
+    if (count < kLanes) {  // the lanes without a row compute on zeros
+      for (int64_t i = 0; i < classes * kLanes; ++i) az[i] = bz[i] = 0;
+    }
+    rows_to_columns(a + row * a_stride, a_stride, count, classes, kLanes, az);
+    rows_to_columns(b + row * b_stride, b_stride, count, classes, kLanes, bz);
 
     alignas(64) A a_max[kLanes], b_max[kLanes], sum_e[kLanes], sum_f[kLanes], sum_dot[kLanes];
 #pragma omp simd
@@ -145,10 +149,7 @@ struct RowLossKernel {
         az[c * kLanes + l] = math::row_gradient(az[c * kLanes + l], bz[c * kLanes + l], factor, grad_scale);
       }
     }
-    T* g = grad + row * classes;
-    for (int64_t l = 0; l < count; ++l) {
-      for (int64_t c = 0; c < classes; ++c) store(g + l * classes + c, az[c * kLanes + l]);
-    }
+    columns_to_rows(az, kLanes, count, classes, grad + row * classes);
   }
 
   __attribute__((always_inline)) math::RowTerm<A> term(A z, A other, A a_max, A b_max) const {
@@ -157,15 +158,6 @@ struct RowLossKernel {
       return Op::term(s, (other - b_max) * inverse_temperature);
     else
       return Op::term(s, other);
-  }
-
-  // To lanes[c * kLanes + row].
-  template <class V>
-  void gather_rows(const V* rows, int64_t stride, int64_t count, A* lanes) const {
-    for (int64_t l = 0; l < kLanes; ++l) {
-      const V* row = rows + (l < count ? l : 0) * stride;
-      for (int64_t c = 0; c < classes; ++c) lanes[c * kLanes + l] = load(row + c);
-    }
   }
 };
 
