@@ -22,7 +22,7 @@ def _log_gamma_attempt(
 
 def dirichlet(concentration: Tensor, ids: Tensor, *, seed: int, log: bool = False) -> Tensor:
     classes = concentration.shape[-1]
-    alpha = concentration.expand(len(ids), classes).double().numpy()
+    alpha = concentration.expand(len(ids), classes).double().cpu().numpy()
     bits = 32 if concentration.dtype == torch.float64 else 23
     log_gamma, open_ = np.empty_like(alpha), np.ones(alpha.shape, dtype=bool)
     attempt = 0
@@ -33,4 +33,4 @@ def dirichlet(concentration: Tensor, ids: Tensor, *, seed: int, log: bool = Fals
         open_ &= ~accepted
         attempt += 1
     log_y = torch.log_softmax(torch.from_numpy(log_gamma), dim=1)
-    return (log_y if log else log_y.exp()).to(concentration.dtype)
+    return (log_y if log else log_y.exp()).to(concentration.device, concentration.dtype)

@@ -63,4 +63,4 @@ def philox(
         values = np.stack([*pairs[0], *pairs[1]], axis=-1)
     else:
         raise ValueError(f"distribution is {distribution!r}, wanted uniform or normal")
-    return torch.from_numpy(values.reshape(len(ids), -1)[:, :count].copy()).to(dtype)
+    return torch.from_numpy(values.reshape(len(ids), -1)[:, :count].copy()).to(ids.device, dtype)
