@@ -32,7 +32,7 @@ FLAGS = [
 FLAGS += ["-Wno-unknown-pragmas", f"-I{EMULATOR / 'include'}", f"-I{ROOT / 'csrc'}"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 ALL_BLOCKS = 2**32 - 1
-MARGIN = 64  # elements around an output that a kernel must leave alone; keeps 128-bit alignment
+MARGIN = 4096  # elements around an output that a kernel must leave alone; keeps 128-bit alignment
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 DISTRIBUTIONS = {"uniform": 0, "normal": 1}
