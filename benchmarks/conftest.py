@@ -25,7 +25,7 @@ def pytest_addoption(parser):
         "--quick", action="store_true", help="small shapes and one short turn: does it run at all?"
     )
     group.addoption("--device", default="cpu", help="device of torch to measure, such as cpu or cuda")
-    group.addoption("--results", type=Path, default=RESULTS, help="the file of rows to put the results into")
+    group.addoption("--results", type=Path, help="the file of rows to put the results into, not results.csv")
     group.addoption(
         "--to-accuracy", action="store_true", help="also the demo, until 95 %% and 97 %%: takes minutes"
     )
@@ -85,8 +85,12 @@ def bench(request, benchmark):
 
 
 def pytest_sessionfinish(session):
-    path = session.config.getoption("--results")
-    rows = session.config.stash[_SESSION].rows(read_rows(path))
+    config = session.config
+    path = config.getoption("--results") or (None if config.getoption("--quick") else RESULTS)
+    if path is None:
+        print("\nThe rows are not kept: --quick measures too little for results.csv; give --results FILE")
+        return
+    rows = config.stash[_SESSION].rows(read_rows(path))
     if rows:
         upsert(rows, path)
         print(f"\n{len(rows)} rows put into {path}")
