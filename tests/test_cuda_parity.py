@@ -260,7 +260,9 @@ def bounds_of(channels: int) -> tuple[torch.Tensor, torch.Tensor]:
     return lo, lo + 0.5
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (3, 3, 5, 5), (1, 1, 1, 1), (7, 1, 28, 28)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 8, 8), (3, 3, 5, 5), (1, 1, 1, 1), (1, 1, 2, 2), (7, 1, 28, 28)], ids=str
+)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_impression_update_matches_the_reference_and_the_cpu(dtype, shape):
     state = update_state(shape, dtype)
