@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,23 @@ def test_the_kernels_compile_and_keep_to_the_budget(capsys):
     with capsys.disabled():
         print(f"\n{figures.table(rows)}")
     assert not figures.over_budget(rows)
+
+
+@pytest.mark.parametrize("op", ["dirichlet", "philox"])
+def test_a_draw_is_made_of_exactly_rounded_instructions_alone(op, tmp_path):
+    """What the same bits on every device rest on: .rn rounds as IEEE says, and ptxas fuses no two of them."""
+    if figures.find_nvcc() is None:
+        pytest.skip("no nvcc in PATH or CUDA_HOME, so there is no PTX to look at")
+    source, ptx = ROOT / "csrc" / "cuda" / f"{op}_cuda.cu", tmp_path / "out.ptx"
+    command = [figures.find_nvcc(), *figures.FLAGS, "-ptx", "-arch=sm_80", str(source), "-o", str(ptx)]
+    subprocess.run(command, check=True, capture_output=True)
+    arithmetic = set(re.findall(r"\b([a-z]\w*)((?:\.\w+)*?)\.f(?:32|64)\b", ptx.read_text()))
+    moving = {"mov", "ld", "st", "setp", "selp", "neg", "abs", "min", "max"}
+    widening = ("cvt", "")
+    rounding = {(name, how) for name, how in arithmetic if name not in moving} - {widening}
+    assert {"add", "mul", "fma", "div", "sqrt"} <= {name for name, _ in rounding}
+    # cvt names the type that it rounds to before the one that it rounds from.
+    assert all(how in (".rn", ".rn.f16", ".rn.bf16") for _, how in rounding), rounding
 
 
 @pytest.mark.parametrize(
