@@ -24,7 +24,7 @@ _SIZES = {
 SHAPES = [(axis, size) for axis in _AXES for size in _SIZES[axis]]
 QUICK_SHAPES = [("impressions", 100)]
 PROVIDERS = ["zskd_fast"]
-THREADS = [machine.all_threads()]
+THREADS = [1]  # steadier than all: what is asked here is how it grows
 TURNS = 1
 
 
