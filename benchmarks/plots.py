@@ -60,7 +60,8 @@ def _speed(lookup: Lookup) -> plt.Figure | None:
 
 def _speed_of(lookup: Lookup, op: str, threads: int, axis: plt.Axes) -> bool:
     peers = _PEERS[op]
-    cases = list(dict.fromkeys((row.key.shape, row.key.setting) for row in lookup.of(op)))
+    rows = [row for row in lookup.of(op) if row.key.threads == threads]
+    cases = list(dict.fromkeys((row.key.shape, row.key.setting) for row in rows))
     width = 0.8 / len(peers)
     for position, (peer, colour) in enumerate(zip(peers, _COLOURS, strict=False)):
         ratios = [
@@ -83,7 +84,9 @@ def _growth(lookup: Lookup) -> plt.Figure | None:
     if not grown:
         return None
     size = (3.4 * len(grown), 5.5)
-    figure, axes = plt.subplots(2, len(grown), figsize=size, layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(
+        2, len(grown), figsize=size, layout="constrained", squeeze=False, sharey="row"
+    )
     for column, name in enumerate(grown):
         rows = sorted(lookup.of(f"growth with {name}"), key=lambda row: int(row.key.shape))
         for axis, value, unit in zip(
