@@ -72,6 +72,7 @@ def test_demo_writes_store_student_record_and_report(tmp_path, capsys):
         assert word in printed
     out = tmp_path / "out"
     assert sorted(path.name for path in out.iterdir()) == [
+        ".lock",
         "impressions",
         "report.html",
         "run.json",
@@ -118,6 +119,18 @@ def test_interrupted_run_goes_on_with_its_shards(tmp_path, monkeypatch, capsys):
     assert {path: path.stat().st_mtime_ns for path in shards} == shards
     assert contents(tmp_path / "halved") == contents(tmp_path / "whole")
     assert record(tmp_path / "halved")["synthesis"]["made"] == 16
+
+
+def test_resume_never_and_must_say_whether_a_store_may_be_there(capsys):
+    words = ["synthesize", *RECIPE, *MODELS, *INPUT, *SYNTHESIS, "--out", "store"]
+    assert main(*words, "--resume", "must") == 2
+    assert 'store holds no store to go on with, and resume is "must"' in capsys.readouterr().err
+    assert main(*words, "--resume", "never") == 0
+    assert main(*words, "--resume", "never") == 2
+    assert 'store holds a store already, and resume is "never"' in capsys.readouterr().err
+    assert main(*words, "--resume", "must", "--synthesis.impressions", "20") == 0
+    printed = capsys.readouterr().out
+    assert "4 made" in printed and "16 were there already" in printed
 
 
 def test_synthesize_then_distill_is_run(tmp_path):

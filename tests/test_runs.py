@@ -57,6 +57,14 @@ def test_a_folder_of_other_files_is_refused_and_left_alone(tmp_path):
     assert listing(tmp_path) == ["thesis.tex"]
 
 
+def test_only_one_process_works_in_a_folder(tmp_path):
+    run = RunFolder.open_or_create(tmp_path, IDENTITY)
+    with run.at_work(), pytest.raises(InputError, match="another process is at work"), run.at_work():
+        pass
+    with run.at_work():
+        pass
+
+
 def test_a_file_killed_half_way_does_not_make_a_folder_foreign(tmp_path):
     (tmp_path / "run.json.tmp").write_text("{")
     assert not RunFolder.open_or_create(tmp_path, IDENTITY).is_finished

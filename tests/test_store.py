@@ -17,6 +17,7 @@ FINGERPRINT = {
     "seed": 3,
     "teacher": {"class": "LeNet5", "sha256": "ab"},
 }
+COLUMNS = {"x", "target", "teacher_logits", "id", "class", "beta", "loss", "steps"}
 
 
 def _impressions(ids):
@@ -29,6 +30,7 @@ def _impressions(ids):
         class_index=ids % 3,
         beta=torch.ones(len(ids)),
         loss=values,
+        steps=torch.full((len(ids),), 7),
     )
 
 
@@ -70,10 +72,12 @@ def test_values_between_the_steps_of_8_bits_survive(tmp_path):
 def test_a_shard_can_be_read_by_anyone_without_this_package(tmp_path):
     _fill(Store.open_or_create(tmp_path / "a", FINGERPRINT))
     with safe_open(tmp_path / "a" / "shard-000002.safetensors", framework="np") as file:
-        assert set(file.keys()) == {"x", "target", "teacher_logits", "id", "class", "beta", "loss"}
+        assert set(file.keys()) == COLUMNS
         described = json.loads(file.metadata()["zskd_fast"])
         assert file.get_tensor("id").tolist() == [8, 9]
-    assert described["fingerprint"] == FINGERPRINT
+    # A shard does not say how large the store is: it is the same in a store that was extended later.
+    assert described["fingerprint"]["recipe"] == {"shard_size": 4, "steps": 7, "betas": [1.0, 0.1]}
+    assert described["fingerprint"]["teacher"] == FINGERPRINT["teacher"]
     assert described["shard"] == 2
     assert set(described["versions"]) == {"torch", "zskd_fast"}
 
@@ -154,6 +158,73 @@ def test_another_run_is_refused_with_one_line_per_difference(tmp_path):
     assert _bytes(tmp_path / "a") == before
 
 
+def _of_size(count, **changes):
+    return {**FINGERPRINT, "recipe": {**FINGERPRINT["recipe"], "impressions": count}, **changes}
+
+
+def test_an_extended_store_keeps_its_whole_shards_and_is_as_if_made_at_once(tmp_path):
+    _fill(Store.open_or_create(tmp_path / "at once", _of_size(15)))
+    _fill(Store.open_or_create(tmp_path / "extended", _of_size(10)))
+    store = Store.open_or_create(tmp_path / "extended", _of_size(15))
+    assert store.missing_shards() == [2, 3]  # shard 2 held two impressions of four
+    assert Store.open(tmp_path / "extended").num_impressions == 15
+    assert _bytes(tmp_path / "extended") != _bytes(tmp_path / "at once")
+    _fill(store)
+    assert _bytes(tmp_path / "extended") == _bytes(tmp_path / "at once")
+
+
+def test_a_store_of_whole_shards_is_extended_by_new_ones_only(tmp_path):
+    _fill(Store.open_or_create(tmp_path / "a", _of_size(8)))
+    assert Store.open_or_create(tmp_path / "a", _of_size(9)).missing_shards() == [2]
+
+
+def test_a_store_is_neither_cut_down_nor_extended_by_another_run(tmp_path):
+    _fill(Store.open_or_create(tmp_path / "a", FINGERPRINT))
+    before = _bytes(tmp_path / "a")
+    with pytest.raises(InputError, match=r"recipe\.impressions: 9 in this run, 10 in the store"):
+        Store.open_or_create(tmp_path / "a", _of_size(9))
+    with pytest.raises(InputError, match="seed: 4 in this run, 3 in the store"):
+        Store.open_or_create(tmp_path / "a", _of_size(15, seed=4))
+    assert _bytes(tmp_path / "a") == before
+
+
+def test_a_shard_of_the_former_size_is_not_listed_in_a_store_that_was_extended_meanwhile(tmp_path):
+    slow = Store.open_or_create(tmp_path / "a", _of_size(10))
+    impressions = _impressions(slow.shard_ids(2))
+    Store.open_or_create(tmp_path / "a", _of_size(12))
+    with pytest.raises(InputError, match="not those of shard 2"):
+        slow.write_shard(2, impressions)
+    assert 2 in Store.open(tmp_path / "a").missing_shards()
+
+
+def test_resume_says_whether_a_store_may_or_must_be_there(tmp_path):
+    with pytest.raises(InputError, match='no store to go on with, and resume is "must"'):
+        Store.open_or_create(tmp_path / "a", FINGERPRINT, resume="must")
+    assert not (tmp_path / "a").exists()
+    Store.open_or_create(tmp_path / "a", FINGERPRINT, resume="never")
+    Store.open_or_create(tmp_path / "a", FINGERPRINT, resume="must")
+    with pytest.raises(InputError, match='a store already, and resume is "never"'):
+        Store.open_or_create(tmp_path / "a", FINGERPRINT, resume="never")
+    with pytest.raises(InputError, match="resume must be one of auto, never, must, got 'perhaps'"):
+        Store.open_or_create(tmp_path / "a", FINGERPRINT, resume="perhaps")
+
+
+def test_writers_that_know_nothing_of_each_other_lose_no_shard(tmp_path):
+    """Each holds a manifest from before the other's shard: written as it stands, it would drop that shard."""
+    one, other = (Store.open_or_create(tmp_path / "a", FINGERPRINT) for _ in range(2))
+    _fill(one, [0, 2])
+    _fill(other, [1])
+    assert Store.open(tmp_path / "a").is_complete
+
+
+def test_a_claimed_shard_is_refused_to_others_until_it_is_let_go(tmp_path):
+    one, other = (Store.open_or_create(tmp_path / "a", FINGERPRINT) for _ in range(2))
+    with one.claim(1) as claimed, other.claim(1) as twice, other.claim(2) as another:
+        assert (claimed, twice, another) == (True, False, True)
+    with other.claim(1) as claimed:
+        assert claimed
+
+
 def test_other_software_may_read_a_finished_store_but_not_finish_one(tmp_path, monkeypatch):
     _fill(Store.open_or_create(tmp_path / "half", FINGERPRINT), [0])
     _fill(Store.open_or_create(tmp_path / "whole", FINGERPRINT))
@@ -184,6 +255,7 @@ def test_a_shard_with_a_changed_bit_is_named(tmp_path):
     path.write_bytes(data)
     with pytest.raises(InputError, match=r"shard-000001\.safetensors is not what the manifest lists"):
         store.read_all()
+    assert [shard for shard in range(3) if store.fault(shard)] == [1]
 
 
 def test_impressions_of_another_shard_are_not_written(tmp_path):
@@ -213,7 +285,15 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         Store.open_or_create(tmp_path / "file" / "store", FINGERPRINT)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 99}', "\xff"])
+def test_a_manifest_changed_by_hand_is_refused(tmp_path):
+    _fill(Store.open_or_create(tmp_path / "a", FINGERPRINT))
+    path = tmp_path / "a" / "manifest.json"
+    path.write_text(path.read_text().replace('"impressions": 10', '"impressions": 8'))
+    with pytest.raises(InputError, match="changed after it was written"):
+        Store.open(tmp_path / "a")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 99}', "\xff", "[" * 100_000])
 def test_a_damaged_manifest_is_named(tmp_path, text):
     (tmp_path / "manifest.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(InputError, match=r"manifest\.json"):

@@ -325,6 +325,30 @@ def test_a_store_stopped_in_the_middle_ends_up_as_if_it_was_not(tmp_path):
     assert (summary.made, summary.reused) == (0, 20)
 
 
+def test_a_changed_bit_is_healed_and_nothing_else_is_written(tmp_path):
+    synthesizer = _synthesizer()
+    store = Store.open_or_create(tmp_path / "a", synthesizer.fingerprint())
+    synthesize(synthesizer, store, progress=False)
+    before = _files(tmp_path / "a")
+    stamps = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "a").glob("shard-*")}
+    damaged = tmp_path / "a" / "shard-000001.safetensors"
+    damaged.write_bytes(before[damaged.name][:-1] + b"\xff")
+    summary = synthesize(synthesizer, store, progress=False)
+    assert (summary.made, summary.reused, summary.elsewhere) == (8, 12, 0)
+    assert _files(tmp_path / "a") == before
+    changed = [name for name, stamp in stamps.items() if (tmp_path / "a" / name).stat().st_mtime_ns != stamp]
+    assert changed == [damaged.name]
+
+
+def test_a_shard_that_another_process_makes_is_left_to_it(tmp_path):
+    synthesizer = _synthesizer()
+    store = Store.open_or_create(tmp_path / "a", synthesizer.fingerprint())
+    with Store.open(tmp_path / "a").claim(1):
+        summary = synthesize(synthesizer, store, progress=False)
+    assert (summary.made, summary.reused, summary.elsewhere) == (12, 0, 8)
+    assert store.missing_shards() == [1]
+
+
 def test_a_store_holds_what_run_makes(tmp_path):
     synthesizer = _synthesizer()
     store = Store.open_or_create(tmp_path / "a", synthesizer.fingerprint())

@@ -97,7 +97,7 @@ def _(command: Synthesize) -> int:
     _require_writable_trace(command.profile)
     teacher = load_teacher(command.teacher, set_up(command.machine))
     synthesizer = make_synthesizer(teacher, command.input, command.synthesis, command.machine.seed)
-    store = Store.open_or_create(command.out, synthesizer.fingerprint())
+    store = Store.open_or_create(command.out, synthesizer.fingerprint(), resume=command.resume)
     if command.profile:
         profile_synthesis(synthesizer, command.profile)
         _print_trace(command.profile)
@@ -105,6 +105,8 @@ def _(command: Synthesize) -> int:
     rate = summary.made / summary.seconds
     print(f"impressions   {summary.made:,} made in {summary.seconds:.1f} s, {rate:.1f} per second")
     print(f"              {summary.reused:,} were there already")
+    if summary.elsewhere:
+        print(f"              {summary.elsewhere:,} are being made by another process")
     print(f"store         {command.out}")
     return 0
 

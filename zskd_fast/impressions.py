@@ -27,6 +27,8 @@ class Impressions:
     """[N] float32: scale of the concentration."""
     loss: torch.Tensor
     """[N] float32: cross-entropy of the teacher's tempered softmax of x against the target, no priors."""
+    steps: torch.Tensor
+    """[N] int64: Adam steps that made x."""
 
     def __len__(self) -> int:
         return len(self.id)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -101,6 +101,8 @@ class Synthesize:
     """Name of a recipe, or a file *.toml; each number below can be changed."""
     out: Path = Path("impressions")
     """Folder of the store; missing shards of the same run are added to it."""
+    resume: Literal["auto", "never", "must"] = "auto"
+    """Whether to go on with a store that is there: if it is, never (it must not be) or always (it must be)."""
     profile: Path | None = None
     """File for a trace of a few steps (Chrome's JSON, for ui.perfetto.dev), made before the job itself."""
     machine: _MachineOptions = field(default_factory=Machine)

@@ -111,13 +111,14 @@ def run_job(job: Job, synthesis: SynthesisRecipe) -> RunFolder:
     run = RunFolder.open_or_create(job.out, _identity(job, synthesizer.layer, asdict(synthesis), job.seed))
     if run.is_finished:
         return _shown_again(job, run)
-    store = Store.open_or_create(run.impressions_path, synthesizer.fingerprint())
-    summary = synthesize(synthesizer, store)
-    if summary.made:
-        run.record.synthesis = SynthesisRecord(summary.made, summary.seconds, summary.phase_seconds)
-    run.record.class_similarity = synthesizer.similarity.tolist()
-    run.save()
-    _distil(job, run, distiller, store.read_all())
+    with run.at_work():
+        store = Store.open_or_create(run.impressions_path, synthesizer.fingerprint())
+        summary = synthesize(synthesizer, store)
+        if summary.made:
+            run.record.synthesis = SynthesisRecord(summary.made, summary.seconds, summary.phase_seconds)
+        run.record.class_similarity = synthesizer.similarity.tolist()
+        run.save()
+        _distil(job, run, distiller, store.read_all())
     return run
 
 
@@ -152,7 +153,8 @@ def distill_store(job: Job, store: Store) -> RunFolder:
         return _shown_again(job, run)
     run.record.impressions = str(store.folder.absolute())
     run.record.class_similarity = class_similarity(job.teacher.module, layer=made["layer"]).tolist()
-    _distil(job, run, distiller, impressions)
+    with run.at_work():
+        _distil(job, run, distiller, impressions)
     return run
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import dacite
 from zskd_fast.errors import InputError
 from zskd_fast.files import TEMPORARY_SUFFIX, sha256, write_atomically
 from zskd_fast.fingerprint import differences
+from zskd_fast.lock import LOCK_NAME, locked
 
 __all__ = [
     "Accuracy",
@@ -150,6 +153,14 @@ class RunFolder:
         text = json.dumps(dataclasses.asdict(self.record), indent=1)
         write_atomically(self.record_path, text.encode())
 
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Keeps other processes from working in the folder meanwhile; InputError if one does already."""
+        with locked(self.folder / LOCK_NAME) as free:
+            if not free:
+                raise InputError(f"another process is at work in {self.folder}; wait for it")
+            yield
+
     def _require_same(self, identity: dict[str, Any]) -> None:
         lines = differences(identity, self.record.identity, here="in this run", there="in the folder")
         if lines:
@@ -174,7 +185,8 @@ def require_writable(folder: str | Path) -> None:
 def _require_empty(folder: Path) -> None:
     if not folder.exists():
         return
-    foreign = sorted(entry.name for entry in folder.iterdir() if not entry.name.endswith(TEMPORARY_SUFFIX))
+    names = (entry.name for entry in folder.iterdir() if not entry.name.endswith(TEMPORARY_SUFFIX))
+    foreign = sorted(name for name in names if name != LOCK_NAME)
     if foreign:
         raise InputError(f"{folder} is not the folder of a run: it holds {foreign[0]} but no run.json")
 

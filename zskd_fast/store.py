@@ -2,31 +2,44 @@
 
 Shard s holds the ids [s*S, (s+1)*S). Every file is written under a temporary name and renamed when whole, the
 manifest after the shard that it lists, so that a run may be killed at any moment: a shard that the manifest
-does not list is made again, and since nothing in the files depends on when or in how many goes they were
-made, the resumed store is byte for byte that of an uninterrupted run.
+does not list is made again, and since nothing in the files depends on when, where or in how many goes they
+were made, the resumed store is byte for byte that of an uninterrupted run.
+
+Any number of processes may fill a store: each claims the shard that it makes, and adds it to the manifest
+under a lock. The file of the locks stays empty and tells nothing.
 """
 
+import contextlib
+import copy
 import json
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import torch as safetensors
 
 from zskd_fast.errors import InputError
-from zskd_fast.files import TEMPORARY_SUFFIX, sha256, write_atomically
+from zskd_fast.files import TEMPORARY_SUFFIX, file_sha256, sha256, write_atomically
 from zskd_fast.fingerprint import differences
 from zskd_fast.impressions import Impressions
+from zskd_fast.lock import LOCK_NAME, locked
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
+_CHANGED = "is not what the manifest lists (its SHA-256 differs)"
+Resume = Literal["auto", "never", "must"]
+# The byte of the lock file that stands for the manifest; a shard has the byte of its number.
+_MANIFEST_BYTE = 2**62
 # One entry only: safetensors writes several in no fixed order.
 METADATA_KEY = "zskd_fast"
 
 
 class Store:
-    """A folder of impressions, opened by ``Store.open`` or ``Store.open_or_create``; one process writes."""
+    """A folder of impressions, opened by ``Store.open`` or ``Store.open_or_create``.
+
+    It knows of what other processes have added since it was opened only after ``refresh``.
+    """
 
     def __init__(self, folder: Path, manifest: dict[str, Any]):
         self.folder = folder
@@ -39,25 +52,41 @@ class Store:
         return cls(folder, _read_manifest(folder / MANIFEST))
 
     @classmethod
-    def open_or_create(cls, folder: str | Path, fingerprint: dict[str, Any]) -> "Store":
+    def open_or_create(
+        cls, folder: str | Path, fingerprint: dict[str, Any], *, resume: Resume = "auto"
+    ) -> "Store":
         """Opens the store of this run, or makes an empty one.
 
-        ``fingerprint`` is that of the synthesizer. Raises InputError if the folder cannot be written, holds
-        something else, or holds a store of another run: then the message has one line per differing key.
+        ``fingerprint`` is that of the synthesizer. A store of the same run with fewer impressions is extended
+        and keeps its whole shards. ``resume`` "never" refuses a store that is there, "must" one that is not.
+
+        Raises InputError if ``resume`` refuses, or if the folder cannot be written, holds something else, or
+        holds a store of another run: then the message has one line per differing key.
         """
         folder = Path(folder)
+        _check_resume(folder, resume)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if (folder / MANIFEST).exists():
-                store = cls.open(folder)
-                store.check_fingerprint(fingerprint)
-                return store
-            _refuse_foreign(folder)
-            store = cls(folder, _new_manifest(fingerprint))
-            store._write_manifest()
+            if not (folder / MANIFEST).exists():
+                _refuse_foreign(folder)
+            with locked(folder / LOCK_NAME, _MANIFEST_BYTE, wait=True):
+                return cls._extended(folder, fingerprint)
         except OSError as error:
             raise InputError(f"cannot write the store {folder}: {error}") from error
-        return store
+
+    @classmethod
+    def _extended(cls, folder, fingerprint):
+        """The store in the folder, made or grown to the size of the fingerprint if need be."""
+        if not (folder / MANIFEST).exists():
+            store = cls(folder, _new_manifest(fingerprint))
+            store._write_manifest()
+            return store
+        store = cls.open(folder)
+        grown = store._grown(fingerprint["recipe"]["impressions"])
+        grown.check_fingerprint(fingerprint)
+        if grown.num_impressions != store.num_impressions:
+            grown._write_manifest()
+        return grown
 
     @property
     def num_impressions(self) -> int:
@@ -88,6 +117,10 @@ class Store:
         """Shards yet to be made: not in the manifest, or listed but gone from the disk or cut short."""
         return [shard for shard in range(self.num_shards) if not self._is_there(shard)]
 
+    def refresh(self) -> None:
+        """Reads the manifest again, with what other processes have added. Raises InputError as ``open``."""
+        self.manifest = _read_manifest(self.folder / MANIFEST)
+
     def check_fingerprint(self, fingerprint: dict[str, Any]) -> None:
         """Raises InputError with one line per differing key if the store belongs to another run.
 
@@ -102,43 +135,79 @@ class Store:
             shown = "".join(f"\n  {line}" for line in lines)
             raise InputError(f"the store {self.folder} belongs to another run; choose another folder:{shown}")
 
+    def claim(self, shard: int) -> contextlib.AbstractContextManager[bool]:
+        """Keeps other processes from making this shard meanwhile; gives False if one of them is at it.
+
+        The claim of a process ends with it, however it dies.
+        """
+        return locked(self.folder / LOCK_NAME, shard)
+
     def write_shard(self, shard: int, impressions: Impressions) -> None:
-        """Writes one shard, then the manifest that lists it; InputError if the ids are not the shard's."""
-        if not torch.equal(impressions.id.cpu(), self.shard_ids(shard)):
-            raise InputError(f"the impressions given are not those of shard {shard}")
+        """Writes one shard, then the manifest that lists it; InputError if the ids are not the shard's.
+
+        Raises OSError that names the file if it cannot be written.
+        """
+        self._check_ids(shard, impressions)
         data = safetensors.save(_columns(impressions), {METADATA_KEY: self._shard_metadata(shard)})
         write_atomically(self.folder / shard_name(shard), data)
-        self.manifest["shards"][shard_name(shard)] = {"bytes": len(data), "sha256": sha256(data)}
-        self._write_manifest()
+        with locked(self.folder / LOCK_NAME, _MANIFEST_BYTE, wait=True):
+            self.refresh()
+            self._check_ids(shard, impressions)  # the last shard has more ids if the store was extended
+            self.manifest["shards"][shard_name(shard)] = {"bytes": len(data), "sha256": sha256(data)}
+            self._write_manifest()
+
+    def fault(self, shard: int) -> str | None:
+        """What is wrong with a shard, in a few words, after hashing all of it; None if nothing is."""
+        if not self._is_there(shard):
+            return "is missing or cut short"
+        if file_sha256(self.folder / shard_name(shard)) != self._listed(shard)["sha256"]:
+            return _CHANGED
+        return None
 
     def read_shard(self, shard: int) -> Impressions:
         """Reads one shard, on the CPU. Raises InputError that names it if it is missing or not as written."""
-        name = shard_name(shard)
+        path = self.folder / shard_name(shard)
         if not self._is_there(shard):
-            raise InputError(f"{self.folder / name} is missing or cut short; run the synthesis again")
-        data = (self.folder / name).read_bytes()
-        if sha256(data) != self.manifest["shards"][name]["sha256"]:
-            raise InputError(
-                f"{self.folder / name} is not what the manifest lists (its SHA-256 differs); "
-                "delete it and run the synthesis again"
-            )
+            raise InputError(f"{path} is missing or cut short; run the synthesis again")
+        data = path.read_bytes()  # hashed and read from the same bytes
+        if sha256(data) != self._listed(shard)["sha256"]:
+            raise InputError(f"{path} {_CHANGED}; run the synthesis again, which makes this shard anew")
         return _from_columns(safetensors.load(data))
 
     def read_all(self) -> Impressions:
         """Reads every shard, on the CPU, in the order of the ids. Raises InputError if one is not there."""
         return Impressions.concatenate([self.read_shard(shard) for shard in range(self.num_shards)])
 
+    def _listed(self, shard):
+        return self.manifest["shards"].get(shard_name(shard))
+
     def _is_there(self, shard):
-        listed = self.manifest["shards"].get(shard_name(shard))
-        path = self.folder / shard_name(shard)
+        path, listed = self.folder / shard_name(shard), self._listed(shard)
         return listed is not None and path.is_file() and path.stat().st_size == listed["bytes"]
 
+    def _grown(self, count):
+        """This store with so many impressions, if those are more: all but the last, partial shard stay."""
+        if count <= self.num_impressions:
+            return self
+        manifest = copy.deepcopy(self.manifest)
+        manifest["fingerprint"]["recipe"]["impressions"] = count
+        if self.num_impressions % self.shard_size:
+            manifest["shards"].pop(shard_name(self.num_shards - 1), None)
+        return Store(self.folder, manifest)
+
+    def _check_ids(self, shard, impressions):
+        if not torch.equal(impressions.id.cpu(), self.shard_ids(shard)):
+            raise InputError(f"the impressions given are not those of shard {shard}")
+
     def _shard_metadata(self, shard):
-        described = {key: self.manifest[key] for key in ("format", "fingerprint", "versions")}
+        described = copy.deepcopy({key: self.manifest[key] for key in ("format", "fingerprint", "versions")})
+        # A shard is the same in a store of any size, so that a store can be extended.
+        del described["fingerprint"]["recipe"]["impressions"]
         return json.dumps({**described, "shard": shard}, sort_keys=True)
 
     def _write_manifest(self):
-        text = json.dumps(self.manifest, indent=2, sort_keys=True) + "\n"
+        whole = {**self.manifest, "sha256": _manifest_sha256(self.manifest)}
+        text = json.dumps(whole, indent=2, sort_keys=True) + "\n"
         write_atomically(self.folder / MANIFEST, text.encode())
 
 
@@ -170,21 +239,38 @@ def _versions():
     return {"torch": torch.__version__, "zskd_fast": own}
 
 
+def _manifest_sha256(manifest):
+    """Of all that the manifest says, however it is laid out."""
+    return sha256(json.dumps(manifest, sort_keys=True).encode())
+
+
 def _read_manifest(path):
     try:
         manifest = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path.parent} holds no store of impressions: it has no {MANIFEST}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
-    keys = {"format", "fingerprint", "versions", "shards"}
-    if not isinstance(manifest, dict) or not keys <= manifest.keys() or manifest["format"] != FORMAT:
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise InputError(f"{path} is not the manifest of a store of format {FORMAT}")
+    if manifest.pop("sha256", None) != _manifest_sha256(manifest):
+        raise InputError(f"{path} was changed after it was written (its SHA-256 differs); get it from a copy")
     return manifest
 
 
+def _check_resume(folder, resume):
+    if resume not in get_args(Resume):
+        raise InputError(f"resume must be one of {', '.join(get_args(Resume))}, got {resume!r}")
+    there = (folder / MANIFEST).exists()
+    if resume == "never" and there:
+        raise InputError(f'{folder} holds a store already, and resume is "never"; choose another folder')
+    if resume == "must" and not there:
+        raise InputError(f'{folder} holds no store to go on with, and resume is "must"')
+
+
 def _refuse_foreign(folder):
-    foreign = sorted(entry.name for entry in folder.iterdir() if not entry.name.endswith(TEMPORARY_SUFFIX))
+    names = (entry.name for entry in folder.iterdir() if not entry.name.endswith(TEMPORARY_SUFFIX))
+    foreign = sorted(name for name in names if name != LOCK_NAME)
     if foreign:
         raise InputError(
             f"the folder {folder} is not empty and holds no store of impressions (found {foreign[0]}); "

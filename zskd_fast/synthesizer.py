@@ -149,6 +149,7 @@ class Synthesizer:
                 class_index=self.plan.class_of(ids),
                 beta=self.plan.beta_of(ids),
                 loss=torch.empty(count, device=self.device),
+                steps=torch.full((count,), self.recipe.steps, device=self.device),
             )
 
     def _start_noise(self, ids):
@@ -230,7 +231,9 @@ class SynthesisSummary:
     made: int
     """Impressions made by this call."""
     reused: int
-    """Impressions found in the store."""
+    """Impressions found in the store, their shards hashed anew."""
+    elsewhere: int
+    """Impressions in shards that another process was making."""
     seconds: float
     """Wall-clock time of the call."""
     phase_seconds: dict[str, float]
@@ -238,32 +241,50 @@ class SynthesisSummary:
 
 
 def synthesize(synthesizer: Synthesizer, store: "Store", *, progress: bool = True) -> SynthesisSummary:
-    """Makes and writes every shard that the store lacks; a finished store is left alone.
+    """Makes and writes every shard that the store lacks or that is not as it was written.
 
-    Raises InputError if the store belongs to another run.
+    A finished store is hashed and left alone. A shard that another process is making is left to it. Raises
+    InputError if the store belongs to another run.
     """
     store.check_fingerprint(synthesizer.fingerprint())
     start = time.perf_counter()
-    missing = store.missing_shards()
-    reused = store.num_impressions - sum(len(store.shard_ids(shard)) for shard in missing)
-    with tqdm(
-        desc="impressions",
-        total=store.num_impressions * synthesizer.recipe.steps,
-        initial=reused * synthesizer.recipe.steps,
-        unit="impression",
-        unit_scale=1 / synthesizer.recipe.steps,
-        bar_format=_BAR,
-        disable=not (progress and missing),
-    ) as bar:
-        for shard in missing:
-            impressions = synthesizer.run(store.shard_ids(shard), progress=bar.update)
-            with synthesizer.timer("io"):
-                store.write_shard(shard, impressions)
+    faulty = [shard for shard in range(store.num_shards) if store.fault(shard)]
+    count = {"made": 0, "reused": store.num_impressions - _size(store, faulty), "elsewhere": 0}
+    with _bar(store, synthesizer.recipe.steps, count["reused"], progress and faulty) as bar:
+        for shard in faulty:
+            count[_make_shard(synthesizer, store, shard, bar)] += len(store.shard_ids(shard))
     return SynthesisSummary(
-        made=store.num_impressions - reused,
-        reused=reused,
-        seconds=time.perf_counter() - start,
-        phase_seconds=dict(synthesizer.timer.seconds),
+        **count, seconds=time.perf_counter() - start, phase_seconds=dict(synthesizer.timer.seconds)
+    )
+
+
+def _make_shard(synthesizer, store, shard, bar):
+    """Makes a shard unless another process has made it, or is at it; says which."""
+    with store.claim(shard) as claimed:
+        if not claimed:
+            return "elsewhere"
+        store.refresh()
+        if store.fault(shard) is None:
+            return "reused"
+        impressions = synthesizer.run(store.shard_ids(shard), progress=bar.update)
+        with synthesizer.timer("io"):
+            store.write_shard(shard, impressions)
+    return "made"
+
+
+def _size(store, shards):
+    return sum(len(store.shard_ids(shard)) for shard in shards)
+
+
+def _bar(store, steps, reused, shown):
+    return tqdm(
+        desc="impressions",
+        total=store.num_impressions * steps,
+        initial=reused * steps,
+        unit="impression",
+        unit_scale=1 / steps,
+        bar_format=_BAR,
+        disable=not shown,
     )
 
 
