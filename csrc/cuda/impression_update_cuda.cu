@@ -11,6 +11,10 @@ namespace {
 constexpr const char* kOp = "impression_update_";
 constexpr int kThreads = 256;
 
+// A processor: said where ptxas would spill to fit more; 0 says nothing.
+template <int kWidth>
+constexpr int kLeastBlocks = kWidth == 1 ? 1 : 0;
+
 template <class T>
 struct Update {
   using A = accumulate_t<T>;
@@ -66,7 +70,7 @@ struct Update {
 };
 
 template <class T, int kWidth>
-__global__ void __launch_bounds__(kThreads) update(const Update<T> p) {
+__global__ void __launch_bounds__(kThreads, kLeastBlocks<kWidth>) update(const Update<T> p) {
   using A = accumulate_t<T>;
   static __shared__ math::ImpressionUpdate<A> shared;
   if (threadIdx.x == 0) shared = p.device_lr || p.device_step ? p.numbers_of_step() : p.numbers;

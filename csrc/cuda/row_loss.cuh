@@ -13,9 +13,12 @@ namespace zskd::cuda {
 namespace {
 
 constexpr int kGroupThreads = 128;
-constexpr int kLeastBlocks = 1;  // a processor: said so that ptxas does not spill doubles to fit more
 constexpr int kLongRowThreads = 256;
 constexpr int kLongRowWarps = kLongRowThreads / kWarp;
+
+// A processor: said where ptxas would spill doubles to fit more; 0 says nothing.
+template <class T>
+constexpr int kLeastBlocks = sizeof(T) == sizeof(double) ? 1 : 0;
 
 // A short row is held by as few lanes as do with this many elements each; a vector access fits.
 template <class T>
@@ -138,7 +141,7 @@ __device__ __forceinline__ void register_row(const RowLoss<Op, T, U>& p, int64_t
 }
 
 template <class Op, class T, class U, int kItems, int kWidth>
-__global__ void __launch_bounds__(kGroupThreads, kLeastBlocks) register_rows(const RowLoss<Op, T, U> p) {
+__global__ void __launch_bounds__(kGroupThreads, kLeastBlocks<T>) register_rows(const RowLoss<Op, T, U> p) {
   const int rows_a_warp = kWarp / p.lanes;
   const int lane_of_warp = static_cast<int>(threadIdx.x) % kWarp;
   const int64_t stride = grid_threads() / kWarp * rows_a_warp;
@@ -165,7 +168,7 @@ __device__ __forceinline__ math::RowPart<A> merge_over_block(math::RowPart<A> pa
 }
 
 template <class Op, class T, class U, int kWidth>
-__global__ void __launch_bounds__(kLongRowThreads) long_rows(const RowLoss<Op, T, U> p) {
+__global__ void __launch_bounds__(kLongRowThreads, kLeastBlocks<T>) long_rows(const RowLoss<Op, T, U> p) {
   using A = accumulate_t<T>;
   A a[kWidth], b[kWidth];
   for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
