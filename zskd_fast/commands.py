@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 from dataclasses import asdict
 from functools import singledispatch
 from pathlib import Path
 
 import torch
 
+from zskd_fast.classifier import Classifier
 from zskd_fast.data import load_folder, to_input
 from zskd_fast.errors import InputError
 from zskd_fast.evaluation import TestSet, accuracy, load_test_set
@@ -26,6 +28,7 @@ from zskd_fast.options import (
     Synthesize,
     Teacher,
     TrainTeacher,
+    Verify,
 )
 from zskd_fast.pipeline import (
     Job,
@@ -44,9 +47,11 @@ from zskd_fast.store import Store
 from zskd_fast.summary import print_run
 from zskd_fast.synthesizer import synthesize
 from zskd_fast.train import train_teacher
+from zskd_fast.verify import shard_faults, teacher_faults
 
 __all__ = ["execute"]
 
+_DAMAGED = 1
 _DEMO_TEACHER = Teacher("zskd_fast.models:LeNet5", ASSETS / "lenet5-mnist.safetensors")
 _DEMO_STUDENT = Student("zskd_fast.models:LeNet5Half")
 _DEMO_TEST_DATA = ASSETS / "mnist-t10k"
@@ -109,6 +114,24 @@ def _(command: Synthesize) -> int:
         print(f"              {summary.elsewhere:,} are being made by another process")
     print(f"store         {command.out}")
     return 0
+
+
+@execute.register
+def _(command: Verify) -> int:
+    store = Store.open(command.store)
+    faults = list(shard_faults(store))
+    asked = command.teacher != Teacher()
+    if asked:
+        model = load_teacher(command.teacher, set_up(command.machine))
+        spec = InputSpec(**store.manifest["fingerprint"]["input"])
+        faults += teacher_faults(store, Classifier(model.module, spec, logits_fn=model.logits_fn))
+    for fault in faults:
+        print(f"zskd-fast: {store.folder}: {fault}", file=sys.stderr)
+    print(f"store         {store.folder}, {store.num_impressions:,} impressions, {store.num_shards:,} shards")
+    print(
+        f"faults        {len(faults)}; " + ("asked the teacher too" if asked else "no teacher given to ask")
+    )
+    return _DAMAGED if faults else 0
 
 
 @execute.register

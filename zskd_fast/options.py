@@ -22,6 +22,7 @@ __all__ = [
     "Synthesize",
     "Teacher",
     "TrainTeacher",
+    "Verify",
     "commands",
 ]
 
@@ -175,11 +176,21 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Verify:
+    """Hash every shard of a store anew and, if the teacher is given, ask it again about a sample."""
+
+    store: tyro.conf.Positional[Path]
+    """Folder of the store."""
+    teacher: _TeacherOptions = field(default_factory=Teacher)
+    machine: _MachineOptions = field(default_factory=Machine)
+
+
+@dataclass(frozen=True)
 class Doctor:
     """Show versions and build, and check each op against its reference."""
 
 
-Command = Demo | Synthesize | Distill | Run | TrainTeacher | Report | Doctor
+Command = Demo | Synthesize | Distill | Run | TrainTeacher | Report | Verify | Doctor
 
 
 def commands(recipe: Recipe, recipe_name: str | None) -> dict[str, object]:
@@ -195,5 +206,6 @@ def commands(recipe: Recipe, recipe_name: str | None) -> dict[str, object]:
         "distill": Distill(**distillation, **users, student=Student(), impressions=tyro.MISSING),
         "report": Report(run=tyro.MISSING),
         "train-teacher": TrainTeacher(data=tyro.MISSING, out=tyro.MISSING),
+        "verify": Verify(store=tyro.MISSING),
         "doctor": Doctor(),
     }

@@ -15,7 +15,6 @@ from zskd_fast.class_similarity import class_similarity
 from zskd_fast.classifier import Classifier, LogitsFn, weights_sha256
 from zskd_fast.distiller import Distiller
 from zskd_fast.doctor import environment
-from zskd_fast.errors import InputError
 from zskd_fast.evaluation import TestSet, accuracy
 from zskd_fast.files import sha256
 from zskd_fast.impressions import Impressions
@@ -27,6 +26,7 @@ from zskd_fast.recipe import DistillationRecipe, SynthesisRecipe
 from zskd_fast.runs import Accuracy, DistillationRecord, RunFolder, SynthesisRecord
 from zskd_fast.store import Store
 from zskd_fast.synthesizer import Synthesizer, synthesize
+from zskd_fast.verify import require_same_teacher
 
 __all__ = [
     "Job",
@@ -145,7 +145,7 @@ def profile_job(job: Job, synthesis: SynthesisRecipe, path: Path) -> None:
 
 def distill_store(job: Job, store: Store) -> RunFolder:
     """Distil the student from a finished store of impressions of the same teacher."""
-    _require_same_teacher(store, job.teacher.module)
+    require_same_teacher(store, job.teacher.module)
     made = store.manifest["fingerprint"]
     distiller, impressions = _make_distiller(job), store.read_all()
     run = RunFolder.open_or_create(job.out, _identity(job, made["layer"], made["recipe"], made["seed"]))
@@ -238,15 +238,6 @@ def _measured(job: Job) -> Accuracy | None:
 def _accuracy(job: Job, model: Model, role: str) -> float:
     classifier = Classifier(model.module, job.input, role=role, logits_fn=model.logits_fn)
     return accuracy(model.module, job.test.inputs, job.test.labels, forward=classifier.logits)
-
-
-def _require_same_teacher(store: Store, teacher: nn.Module) -> None:
-    wanted, got = store.manifest["fingerprint"]["teacher"]["sha256"], weights_sha256(teacher)
-    if got != wanted:
-        raise InputError(
-            f"{store.folder} holds impressions of another teacher: its weights have SHA-256 {wanted[:12]}, "
-            f"those of the teacher given {got[:12]}"
-        )
 
 
 def _optional(spec: str | None) -> Any:

@@ -1,0 +1,58 @@
+"""Is a store what it was when it was written, and does its teacher still say what it says there?"""
+
+from collections.abc import Iterator
+
+import torch
+
+from zskd_fast.classifier import Classifier, frozen, weights_sha256
+from zskd_fast.errors import InputError
+from zskd_fast.store import Store, shard_name
+
+# A sample is looked at in this many shards, from the first to the last.
+_SAMPLED_SHARDS = 8
+_ROWS_PER_SHARD = 32
+# Another batch, thread count or device rounds otherwise; a wrong image is off by far more.
+_TOLERANCE = 1e-3
+
+
+def shard_faults(store: Store) -> Iterator[str]:
+    """One sentence per shard that is missing or not as it was written; every byte is hashed anew."""
+    for shard in range(store.num_shards):
+        fault = store.fault(shard)
+        if fault:
+            yield f"{shard_name(shard)} {fault}"
+
+
+def teacher_faults(store: Store, teacher: Classifier) -> Iterator[str]:
+    """One sentence per sampled shard whose logits the teacher does not give again, to 1e-3 of the largest.
+
+    Shards that are not as they were written are passed over. Raises InputError if the teacher's weights are
+    not those that made the store.
+    """
+    require_same_teacher(store, teacher.model)
+    count = min(_SAMPLED_SHARDS, store.num_shards)
+    sampled = torch.linspace(0, store.num_shards - 1, count).long().unique().tolist()
+    for shard in sampled:
+        if store.fault(shard) is None:
+            error = _largest_error(store, shard, teacher)
+            if not error <= _TOLERANCE:  # so that NaN is a fault
+                yield f"{shard_name(shard)} holds other logits than the teacher gives (off by {error:.2g})"
+
+
+def require_same_teacher(store: Store, teacher: torch.nn.Module) -> None:
+    """Raises InputError if the store was made from a teacher with other weights."""
+    wanted, got = store.manifest["fingerprint"]["teacher"]["sha256"], weights_sha256(teacher)
+    if got != wanted:
+        raise InputError(
+            f"{store.folder} holds impressions of another teacher: its weights have SHA-256 {wanted[:12]}, "
+            f"those of the teacher given {got[:12]}"
+        )
+
+
+def _largest_error(store, shard, teacher):
+    """Relative to the largest logit."""
+    impressions = store.read_shard(shard)[:_ROWS_PER_SHARD].to(teacher.device)
+    with frozen(teacher.model), torch.no_grad():
+        logits = teacher.logits(impressions.x)
+    error = (logits - impressions.teacher_logits).abs().max()
+    return float(error / logits.abs().max().clamp_min(1.0))
