@@ -156,12 +156,12 @@ def _readable(symbol: str) -> str:
 
 def table(rows: list[Figures]) -> str:
     lines = [
-        f"{'kernel':<52}{'sm':>4}{'threads':>9}{'regs':>6}{'spill':>7}{'smem':>7}{'occup.':>8}{'128-bit ld/st':>15}"
+        f"{'kernel':<56}{'sm':>4}{'threads':>9}{'regs':>6}{'spill':>7}{'smem':>7}{'occup.':>8}{'128-bit ld/st':>15}"
     ]
     for r in rows:
         wide = f"{r.wide_loads}/{r.wide_stores}" if r.wide_loads >= 0 else "not counted"
         lines.append(
-            f"{r.kernel:<52}{r.arch:>4}{r.threads:>9}{r.registers:>6}{r.spilled:>7}{r.shared:>7}{r.occupancy:>8.0%}{wide:>15}"
+            f"{r.kernel:<56}{r.arch:>4}{r.threads:>9}{r.registers:>6}{r.spilled:>7}{r.shared:>7}{r.occupancy:>8.0%}{wide:>15}"
         )
     return "\n".join(lines)
 
