@@ -131,11 +131,17 @@ void normalise_columns(A* log_gamma, int64_t rows, int64_t classes, bool log) {
       for (int64_t r = 0; r < rows; ++r) sums[c * rows + r] += sums[(c + width) * rows + r];
     }
   }
-  for (int64_t c = 0; c < classes; ++c) {
+  if (log) {
 #pragma omp simd
-    for (int64_t r = 0; r < rows; ++r) {
-      const A value = log_gamma[c * rows + r];
-      log_gamma[c * rows + r] = log ? value - math::log_normal(sums[r]) : exponential[c * rows + r] / sums[r];
+    for (int64_t r = 0; r < rows; ++r) sums[r] = math::log_normal(sums[r]);
+    for (int64_t c = 0; c < classes; ++c) {
+#pragma omp simd
+      for (int64_t r = 0; r < rows; ++r) log_gamma[c * rows + r] -= sums[r];
+    }
+  } else {
+    for (int64_t c = 0; c < classes; ++c) {
+#pragma omp simd
+      for (int64_t r = 0; r < rows; ++r) log_gamma[c * rows + r] = exponential[c * rows + r] / sums[r];
     }
   }
 }

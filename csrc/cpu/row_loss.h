@@ -15,7 +15,7 @@ namespace zskd::cpu {
 namespace {
 
 constexpr int kLanes = 16;
-constexpr int64_t kPackedClasses = 32;  // at most so many classes are packed
+constexpr int64_t kPackedClasses = 128;  // at most so many classes are packed
 
 template <class Op, class T, class U>
 struct RowLossKernel {
@@ -134,19 +134,17 @@ struct RowLossKernel {
     alignas(64) A row_loss[kLanes], factor_a[kLanes], factor_b[kLanes];
 #pragma omp simd
     for (int l = 0; l < kLanes; ++l) {
-      const math::RowSums<A> sum = {sum_e[l], sum_f[l], sum_dot[l]};
-      row_loss[l] = Op::loss(sum, temperature);
-      const math::RowFactors<A> factor = Op::factors(sum);
-      factor_a[l] = factor.a;
-      factor_b[l] = factor.b;
+      row_loss[l] = Op::loss({sum_e[l], sum_f[l], sum_dot[l]}, temperature);
+      factor_a[l] = Op::factors(math::RowSums<A>{sum_e[l], sum_f[l], sum_dot[l]}).a;
+      factor_b[l] = Op::factors(math::RowSums<A>{sum_e[l], sum_f[l], sum_dot[l]}).b;
     }
     for (int64_t l = 0; l < count; ++l) loss[row + l] = row_loss[l];
     if (!grad) return;
     for (int64_t c = 0; c < classes; ++c) {
 #pragma omp simd
       for (int l = 0; l < kLanes; ++l) {
-        const math::RowFactors<A> factor = {factor_a[l], factor_b[l]};
-        az[c * kLanes + l] = math::row_gradient(az[c * kLanes + l], bz[c * kLanes + l], factor, grad_scale);
+        az[c * kLanes + l] =
+            math::row_gradient(az[c * kLanes + l], bz[c * kLanes + l], {factor_a[l], factor_b[l]}, grad_scale);
       }
     }
     columns_to_rows(az, kLanes, count, classes, grad + row * classes);
