@@ -20,6 +20,8 @@ _EXPORTS = {
     "Synthesizer": "synthesizer",
     "Distiller": "distiller",
     "Store": "store",
+    "ImpressionDataset": "dataset",
+    "ShardShuffle": "dataset",
 }
 _MODULES = ("distributions", "models", "nn", "ops", "reference")
 

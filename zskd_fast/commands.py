@@ -15,12 +15,14 @@ from zskd_fast.classifier import Classifier
 from zskd_fast.data import load_folder, to_input
 from zskd_fast.errors import InputError
 from zskd_fast.evaluation import TestSet, accuracy, load_test_set
+from zskd_fast.export import export_png, export_webdataset
 from zskd_fast.input_spec import InputSpec
 from zskd_fast.loading import ASSETS, build_model, save_weights
 from zskd_fast.options import (
     Command,
     Demo,
     Distill,
+    Export,
     Machine,
     Report,
     Run,
@@ -132,6 +134,17 @@ def _(command: Verify) -> int:
         f"faults        {len(faults)}; " + ("asked the teacher too" if asked else "no teacher given to ask")
     )
     return _DAMAGED if faults else 0
+
+
+@execute.register
+def _(command: Export) -> int:
+    require_writable(command.out)
+    store = Store.open(command.store)
+    if command.format == "png":
+        print(f"images        {export_png(store, command.out):,} in {command.out}")
+    else:
+        print(f"tar files     {len(export_webdataset(store, command.out)):,} in {command.out}")
+    return 0
 
 
 @execute.register

@@ -15,6 +15,7 @@ __all__ = [
     "Demo",
     "Distill",
     "Doctor",
+    "Export",
     "Machine",
     "Report",
     "Run",
@@ -186,11 +187,23 @@ class Verify:
 
 
 @dataclass(frozen=True)
+class Export:
+    """Write a store as tar files for WebDataset, or as PNG files to look at."""
+
+    store: tyro.conf.Positional[Path]
+    """Folder of the store."""
+    out: Path
+    """Folder of the files to write; new or empty."""
+    format: Literal["webdataset", "png"] = "webdataset"
+    """WebDataset: all that is stored, in float32, a tar file per shard; PNG: images alone, in 8 bits."""
+
+
+@dataclass(frozen=True)
 class Doctor:
     """Show versions and build, and check each op against its reference."""
 
 
-Command = Demo | Synthesize | Distill | Run | TrainTeacher | Report | Verify | Doctor
+Command = Demo | Synthesize | Distill | Run | TrainTeacher | Report | Verify | Export | Doctor
 
 
 def commands(recipe: Recipe, recipe_name: str | None) -> dict[str, object]:
@@ -207,5 +220,6 @@ def commands(recipe: Recipe, recipe_name: str | None) -> dict[str, object]:
         "report": Report(run=tyro.MISSING),
         "train-teacher": TrainTeacher(data=tyro.MISSING, out=tyro.MISSING),
         "verify": Verify(store=tyro.MISSING),
+        "export": Export(store=tyro.MISSING, out=tyro.MISSING),
         "doctor": Doctor(),
     }
