@@ -1,7 +1,9 @@
 """The command line `zskd-fast`. Whatever is wrong with what a user gave: one sentence and exit code 2."""
 
+import contextlib
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Union
 
 import tyro
@@ -17,13 +19,19 @@ _STYLE = {"config": (tyro.conf.FlagConversionOff,)}
 _BROKEN = 1
 _BAD_INPUT = 2
 _INTERRUPTED = 130
+_TERMINATED = 143
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns 0, 1 for a broken installation, 2 for bad input or 130 when interrupted."""
+    """Run one command and return its exit code.
+
+    0; 1 for a broken installation or a damaged store; 2 for bad input; 130 when interrupted (Ctrl-C) and 143
+    when terminated (SIGTERM), after which nothing is left half-written.
+    """
     try:
         command = parse(sys.argv[1:] if argv is None else argv)
-        return _execute(command)
+        with _terminable():
+            return _execute(command)
     except SystemExit as stop:  # tyro has printed the help, or what is wrong with an option
         return stop.code if isinstance(stop.code, int) else _BAD_INPUT
     except ImportError as error:  # the compiled extension, which says itself how to rebuild it
@@ -32,9 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (InputError, OSError) as error:
         print(f"zskd-fast: {_sentence(error)}", file=sys.stderr)
         return _BAD_INPUT
-    except KeyboardInterrupt:
-        print("zskd-fast: interrupted; the same command goes on from the last finished part", file=sys.stderr)
-        return _INTERRUPTED
+    except KeyboardInterrupt as stop:
+        terminated = isinstance(stop, _Terminated)
+        word = "terminated" if terminated else "interrupted"
+        print(f"zskd-fast: {word}; the same command goes on from the last finished part", file=sys.stderr)
+        return _TERMINATED if terminated else _INTERRUPTED
 
 
 def parse(argv: Sequence[str]) -> Command:
@@ -57,6 +67,26 @@ def parse(argv: Sequence[str]) -> Command:
         args=list(argv),
         **_STYLE,
     )
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command in the way of Ctrl-C: what is half-written is dropped."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    def stop(*_: object) -> None:
+        raise _Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # only the main thread may say what a signal does
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _execute(command: Command) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch.utils.data import Dataset, Sampler
 
 from zskd_fast.errors import InputError
@@ -65,7 +65,10 @@ class ImpressionDataset(Dataset):
             if fault:
                 raise InputError(f"{path} {fault}; run the synthesis again, which makes this shard anew")
             self._verified.add(shard)
-        self._open[shard] = safe_open(path, framework="pt")
+        try:
+            self._open[shard] = safe_open(path, framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{path} is no shard of impressions: {error}") from error
         if len(self._open) > _OPEN_SHARDS:
             self._open.popitem(last=False)
         return self._open[shard]

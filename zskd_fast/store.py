@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from safetensors import SafetensorError
 from safetensors import torch as safetensors
 
 from zskd_fast.errors import InputError
@@ -172,7 +173,10 @@ class Store:
         data = path.read_bytes()  # hashed and read from the same bytes
         if sha256(data) != self._listed(shard)["sha256"]:
             raise InputError(f"{path} {_CHANGED}; run the synthesis again, which makes this shard anew")
-        return _from_columns(safetensors.load(data))
+        try:
+            return _from_columns(safetensors.load(data))
+        except (SafetensorError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is no shard of impressions: {error}") from error
 
     def read_all(self) -> Impressions:
         """Reads every shard, on the CPU, in the order of the ids. Raises InputError if one is not there."""
