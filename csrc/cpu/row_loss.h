@@ -15,6 +15,7 @@ namespace zskd::cpu {
 namespace {
 
 constexpr int kLanes = 16;
+constexpr int64_t kAhead = 256;          // elements of the next row that are asked for at once
 constexpr int64_t kPackedClasses = 128;  // at most so many classes are packed
 
 template <class Op, class T, class U>
@@ -70,14 +71,19 @@ struct RowLossKernel {
     A* e = scratch;
     A* f = scratch + classes;
     A sum_e = 0, sum_f = 0, sum_dot = 0;
+    for (int64_t first = 0; first < classes; first += kAhead) {
+      const int64_t end = classes - first < kAhead ? classes : first + kAhead;
+      prefetch(az + a_stride + first, end - first);
+      prefetch(bz + b_stride + first, end - first);
 #pragma omp simd reduction(+ : sum_e, sum_f, sum_dot)
-    for (int64_t c = 0; c < classes; ++c) {
-      const math::RowTerm<A> term = this->term(load(az + c), load(bz + c), a_max, b_max);
-      e[c] = term.e;
-      f[c] = term.f;
-      sum_e += term.e;
-      sum_f += term.f;
-      sum_dot += term.dot;
+      for (int64_t c = first; c < end; ++c) {
+        const math::RowTerm<A> term = this->term(load(az + c), load(bz + c), a_max, b_max);
+        e[c] = term.e;
+        f[c] = term.f;
+        sum_e += term.e;
+        sum_f += term.f;
+        sum_dot += term.dot;
+      }
     }
     const math::RowSums<A> sum = {sum_e, sum_f, sum_dot};
     loss[row] = Op::loss(sum, temperature);
@@ -121,6 +127,8 @@ struct RowLossKernel {
       }
     }
     for (int64_t c = 0; c < classes; ++c) {
+      prefetch(a + (row + kLanes) * a_stride + c * kLanes, kLanes);
+      prefetch(b + (row + kLanes) * b_stride + c * kLanes, kLanes);
 #pragma omp simd
       for (int l = 0; l < kLanes; ++l) {
         const math::RowTerm<A> term = this->term(az[c * kLanes + l], bz[c * kLanes + l], a_max[l], b_max[l]);
