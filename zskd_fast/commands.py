@@ -13,6 +13,7 @@ import torch
 
 from zskd_fast.classifier import Classifier
 from zskd_fast.data import load_folder, to_input
+from zskd_fast.distributed import World, launched, process_group, require_alone
 from zskd_fast.errors import InputError
 from zskd_fast.evaluation import TestSet, accuracy, load_test_set
 from zskd_fast.export import export_png, export_webdataset
@@ -47,7 +48,7 @@ from zskd_fast.report import missing_extras, write_report
 from zskd_fast.runs import RunFolder, require_writable
 from zskd_fast.store import Store
 from zskd_fast.summary import print_run
-from zskd_fast.synthesizer import synthesize
+from zskd_fast.synthesizer import SynthesisSummary, synthesize
 from zskd_fast.train import train_teacher
 from zskd_fast.verify import shard_faults, teacher_faults
 
@@ -78,6 +79,7 @@ def _(command: Run) -> int:
 
 
 def _run(command: Demo | Run, teacher: Teacher, student: Student, test: TestSet | None) -> int:
+    require_alone(type(command).__name__.lower())
     require_writable(command.out)
     _require_writable_trace(command.profile)
     job = _job(command, teacher, student, command.input, test)
@@ -94,28 +96,40 @@ def _(command: Distill) -> int:
     store = Store.open(command.impressions)
     spec = InputSpec(**store.manifest["fingerprint"]["input"])
     test = _test_set(command.test_data, spec)
-    _conclude(distill_store(_job(command, command.teacher, command.student, spec, test), store))
+    job = _job(command, command.teacher, command.student, spec, test)
+    with process_group(job.device):
+        run = distill_store(job, store)
+    if run:
+        _conclude(run)
     return 0
 
 
 @execute.register
 def _(command: Synthesize) -> int:
+    world = launched()
+    if world.size > 1 and command.resume == "never":
+        raise InputError('resume "never" is for one process: of several, one may come late or be restarted')
     require_writable(command.out)
     _require_writable_trace(command.profile)
     teacher = load_teacher(command.teacher, set_up(command.machine))
     synthesizer = make_synthesizer(teacher, command.input, command.synthesis, command.machine.seed)
     store = Store.open_or_create(command.out, synthesizer.fingerprint(), resume=command.resume)
-    if command.profile:
+    if command.profile and world.is_first:
         profile_synthesis(synthesizer, command.profile)
         _print_trace(command.profile)
-    summary = synthesize(synthesizer, store)
-    rate = summary.made / summary.seconds
-    print(f"impressions   {summary.made:,} made in {summary.seconds:.1f} s, {rate:.1f} per second")
-    print(f"              {summary.reused:,} were there already")
-    if summary.elsewhere:
-        print(f"              {summary.elsewhere:,} are being made by another process")
-    print(f"store         {command.out}")
+    summary = synthesize(synthesizer, store, rank=world.rank, world_size=world.size, progress=world.is_first)
+    _print_synthesis(summary, command.out, world)
     return 0
+
+
+def _print_synthesis(summary: SynthesisSummary, store: Path, world: World) -> None:
+    who = f"rank {world.rank}: " if world.size > 1 else ""
+    rate = summary.made / summary.seconds
+    print(f"{who}impressions   {summary.made:,} made in {summary.seconds:.1f} s, {rate:.1f} per second")
+    print(f"{who}              {summary.reused:,} were there already")
+    if summary.elsewhere:
+        print(f"{who}              {summary.elsewhere:,} are being made by another process")
+    print(f"{who}store         {store}")
 
 
 @execute.register
@@ -155,6 +169,7 @@ def _(command: Report) -> int:
 
 @execute.register
 def _(command: TrainTeacher) -> int:
+    require_alone("train-teacher")
     if command.out.suffix != ".safetensors":
         raise InputError(f"{command.out}: the file of weights must end in .safetensors")
     require_writable(command.out.parent)
@@ -181,12 +196,21 @@ def set_up(machine: Machine) -> torch.device:
     if machine.threads:
         torch.set_num_threads(machine.threads)
     try:
-        device = torch.device(machine.device)
+        device = _own_device(machine.device)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"the device {machine.device!r} cannot be used here: {reason}") from error
     return device
+
+
+def _own_device(name: str) -> torch.device:
+    """Of several processes on a machine, each that is told "cuda" takes a GPU of its own."""
+    world = launched()
+    if name == "cuda" and world.size > 1:
+        torch.cuda.set_device(world.local_rank)
+        return torch.device("cuda", world.local_rank)
+    return torch.device(name)
 
 
 def _job(

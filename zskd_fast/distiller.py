@@ -15,6 +15,7 @@ from zskd_fast import ops, streams
 from zskd_fast.augment import augment, check_augmentation
 from zskd_fast.checkpoint import Checkpoint, TrainingState
 from zskd_fast.classifier import Classifier, LogitsFn, frozen, tensor_sha256, weights_sha256
+from zskd_fast.distributed import joined, replicated
 from zskd_fast.errors import InputError
 from zskd_fast.fingerprint import as_json
 from zskd_fast.input_spec import InputSpec
@@ -46,7 +47,8 @@ class Distiller:
     """Teaches a student what the teacher says of the impressions: tau^2 KL at the recipe's temperature.
 
     Each step the teacher labels the augmented batch (or, without ``relabel``, its stored logits do). No
-    label of any data set is used. Teacher and student lie on one device. Raises InputError if either cannot
+    label of any data set is used. Teacher and student lie on one device. In a process group of torch each
+    process takes its share of every batch and all end with the same student. Raises InputError if either cannot
     be used, their classes differ, or the augmentation does not fit the input.
     """
 
@@ -95,24 +97,31 @@ class Distiller:
         depend on the order of the rows. ``evaluate`` is given the student in eval mode, every
         ``evaluate_every`` steps (0: never) and at the end; its value is noted and nothing is chosen by it.
         ``checkpoint`` names a file that is written every ``checkpoint_every`` steps (0: never) and at the
-        end; if it is there, the run goes on from it.
+        end; if it is there, the run goes on from it. In a process group all processes are given the same
+        arguments and read the same file; the first alone writes it, evaluates and shows progress.
 
         Raises InputError if the data do not fit, the checkpoint is another run's, or the loss becomes NaN.
         """
-        start = time.perf_counter()
+        start, world = time.perf_counter(), joined()
+        self._check_world(world)
         x, teacher_logits = self._prepare(x, teacher_logits, ids)
         state = self._new_state()
-        file = Checkpoint(Path(checkpoint), self._fingerprint(x, teacher_logits)) if checkpoint else None
-        if file:
+        file = None
+        if checkpoint:
+            file = Checkpoint(Path(checkpoint), self._fingerprint(x, teacher_logits, world))
             file.restore(state)
+        self._check_same_step(state, world)
+        student = replicated(self._student, world)
         order = _SampleOrder(len(x), self.seed, self.device)
-        with self._training(), self._bar(state, progress) as bar:
+        with self._training(), self._bar(state, progress and world.is_first) as bar:
             while state.step < self.recipe.steps:
-                self._step(state, x, teacher_logits, order)
+                self._step(state, student, x, teacher_logits, order, world)
                 bar.update()
                 save = file and self._is_due(state, checkpoint_every)
                 if save or self._is_due(state, _LOOK_EVERY):
                     bar.set_postfix(loss=f"{_last_loss(state):.4f}", refresh=False)
+                if not world.is_first:
+                    continue
                 if evaluate and self._is_due(state, evaluate_every):
                     state.evaluations.append((state.step, self._evaluate(evaluate)))
                 if save:
@@ -182,26 +191,29 @@ class Distiller:
         total, done = self.recipe.steps, state.step
         return tqdm(desc="distillation", total=total, initial=done, unit="step", disable=not progress)
 
-    def _step(self, state, x, teacher_logits, order):
+    def _step(self, state, student, x, teacher_logits, order, world):
         first = state.step * self.recipe.batch_size
         with self.timer("augmentation"):
             rows = order.rows(first, first + self.recipe.batch_size)
             positions = torch.arange(first, first + self.recipe.batch_size, device=self.device)
+            rows, positions = rows[world.rank :: world.size], positions[world.rank :: world.size]
             batch = augment(
                 x[rows], positions, self.recipe.augmentation, seed=self.seed, input_spec=self.input_spec
             )
         with self.timer("teacher forward"), torch.no_grad():
             wanted = self._teacher.logits(batch) if self.recipe.relabel else teacher_logits[rows]
-        self._seed_dropout(state.step)
+        self._seed_dropout(state.step, world)
         with self.timer("student"):
-            logits = self._student.logits(batch)
+            logits = student.logits(batch)
         with self.timer("loss"):
             loss = ops.distillation_loss(logits, wanted, self.recipe.temperature)
+        # Averaged over the processes, the gradient is that of the whole batch: shares may differ by a row.
+        share = len(rows) / self.recipe.batch_size
         with self.timer("student"):
             state.optimizer.zero_grad()
-            loss.backward()
+            (loss * (share * world.size)).backward()
         with self.timer("update"):
-            self._update(state, loss.detach())
+            self._update(state, world.sum(loss.detach() * share))
 
     def _update(self, state, loss):
         state.losses[state.step] = loss
@@ -211,11 +223,12 @@ class Distiller:
         if state.step < self.recipe.steps:
             state.scheduler.step()
 
-    def _seed_dropout(self, step):
+    def _seed_dropout(self, step, world):
         """A student with dropout draws from torch's generator: seeded per step, a resumed run draws alike."""
         on_gpu = self.device.type == "cuda"
         generator = torch.cuda.default_generators[self.device.index] if on_gpu else torch.default_generator
-        digest = hashlib.sha256(f"{self.seed}:{step}".encode()).digest()
+        rank = f":{world.rank}" if world.rank else ""
+        digest = hashlib.sha256(f"{self.seed}:{step}{rank}".encode()).digest()
         generator.manual_seed(int.from_bytes(digest[:7], "little"))
 
     def _evaluate(self, evaluate):
@@ -225,7 +238,17 @@ class Distiller:
     def _is_due(self, state, every):
         return state.step == self.recipe.steps or (every > 0 and state.step % every == 0)
 
-    def _fingerprint(self, x, teacher_logits):
+    def _check_world(self, world):
+        if world.size > self.recipe.batch_size:
+            got = f"{world.size} processes for a batch of {self.recipe.batch_size}"
+            raise InputError(f"every process needs a row of each batch, got {got}")
+
+    def _check_same_step(self, state, world):
+        steps = world.sum(torch.tensor(float(state.step), device=self.device))
+        if steps != state.step * world.size:
+            raise InputError("not all processes read the same checkpoint; put it where all of them see it")
+
+    def _fingerprint(self, x, teacher_logits, world):
         student, teacher = self._student.model, self._teacher.model
         data = {"x": tensor_sha256(x)}
         if teacher_logits is not None:
@@ -237,6 +260,8 @@ class Distiller:
             "teacher": {"class": type(teacher).__name__, "sha256": weights_sha256(teacher)},
             "untrained student": {"class": type(student).__name__, "sha256": weights_sha256(student)},
             "impressions": data,
+            # Sums over other shares round otherwise, so that the student would be another.
+            "processes": world.size,
         }
 
 

@@ -13,7 +13,8 @@ from torch import nn
 
 from zskd_fast.class_similarity import class_similarity
 from zskd_fast.classifier import Classifier, LogitsFn, weights_sha256
-from zskd_fast.distiller import Distiller
+from zskd_fast.distiller import DistillationHistory, Distiller
+from zskd_fast.distributed import joined
 from zskd_fast.doctor import environment
 from zskd_fast.evaluation import TestSet, accuracy
 from zskd_fast.files import sha256
@@ -143,14 +144,21 @@ def profile_job(job: Job, synthesis: SynthesisRecipe, path: Path) -> None:
     write_trace(path, work)
 
 
-def distill_store(job: Job, store: Store) -> RunFolder:
-    """Distil the student from a finished store of impressions of the same teacher."""
+def distill_store(job: Job, store: Store) -> RunFolder | None:
+    """Distil the student from a finished store of impressions of the same teacher.
+
+    In a process group all processes train together; the first keeps the folder, the others return None.
+    """
     require_same_teacher(store, job.teacher.module)
-    made = store.manifest["fingerprint"]
+    made, world = store.manifest["fingerprint"], joined()
     distiller, impressions = _make_distiller(job), store.read_all()
-    run = RunFolder.open_or_create(job.out, _identity(job, made["layer"], made["recipe"], made["seed"]))
-    if run.is_finished:
-        return _shown_again(job, run)
+    identity = _identity(job, made["layer"], made["recipe"], made["seed"])
+    run = RunFolder.open_or_create(job.out, identity) if world.is_first else None
+    if world.from_first(run and run.is_finished, job.device):
+        return run and _shown_again(job, run)
+    if run is None:
+        _fit(job, distiller, impressions)
+        return None
     run.record.impressions = str(store.folder.absolute())
     run.record.class_similarity = class_similarity(job.teacher.module, layer=made["layer"]).tolist()
     with run.at_work():
@@ -186,19 +194,23 @@ def _identity(job: Job, layer: str, synthesis: dict[str, Any], synthesis_seed: i
 
 
 def _distil(job: Job, run: RunFolder, distiller: Distiller, impressions: Impressions) -> None:
-    history = distiller.fit(
-        impressions.x,
-        impressions.teacher_logits,
-        impressions.id,
-        evaluate=None if job.test is None else lambda _: _accuracy(job, job.student, "student"),
-        evaluate_every=max(1, job.distillation.steps // _EVALUATIONS),
-        checkpoint=run.checkpoint_path,
-    )
+    history = _fit(job, distiller, impressions)
     run.record.distillation = DistillationRecord(
         history.seconds, history.phase_seconds, history.loss, history.learning_rate, history.evaluations
     )
     _describe(job, run)
     _finish(run, job.student.module)
+
+
+def _fit(job: Job, distiller: Distiller, impressions: Impressions) -> DistillationHistory:
+    return distiller.fit(
+        impressions.x,
+        impressions.teacher_logits,
+        impressions.id,
+        evaluate=None if job.test is None else lambda _: _accuracy(job, job.student, "student"),
+        evaluate_every=max(1, job.distillation.steps // _EVALUATIONS),
+        checkpoint=RunFolder.checkpoint_of(job.out),
+    )
 
 
 def _describe(job: Job, run: RunFolder) -> None:

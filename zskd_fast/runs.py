@@ -131,7 +131,12 @@ class RunFolder:
 
     @property
     def checkpoint_path(self) -> Path:
-        return self.folder / "checkpoint"
+        return self.checkpoint_of(self.folder)
+
+    @staticmethod
+    def checkpoint_of(folder: str | Path) -> Path:
+        """Where the checkpoint of a run lies, for a process that shares it but does not keep the folder."""
+        return Path(folder) / "checkpoint"
 
     @property
     def report_path(self) -> Path:

@@ -240,17 +240,21 @@ class SynthesisSummary:
     """Wall-clock time per phase."""
 
 
-def synthesize(synthesizer: Synthesizer, store: "Store", *, progress: bool = True) -> SynthesisSummary:
+def synthesize(
+    synthesizer: Synthesizer, store: "Store", *, rank: int = 0, world_size: int = 1, progress: bool = True
+) -> SynthesisSummary:
     """Makes and writes every shard that the store lacks or that is not as it was written.
 
-    A finished store is hashed and left alone. A shard that another process is making is left to it. Raises
-    InputError if the store belongs to another run.
+    Of several processes, each of ``world_size`` looks after the shards rank, rank + world_size and so on; the
+    store is the same for any number. A finished store is hashed and left alone. A shard that another process
+    is making is left to it. Raises InputError if the store belongs to another run.
     """
     store.check_fingerprint(synthesizer.fingerprint())
     start = time.perf_counter()
-    faulty = [shard for shard in range(store.num_shards) if store.fault(shard)]
-    count = {"made": 0, "reused": store.num_impressions - _size(store, faulty), "elsewhere": 0}
-    with _bar(store, synthesizer.recipe.steps, count["reused"], progress and faulty) as bar:
+    mine = range(rank, store.num_shards, world_size)
+    faulty = [shard for shard in mine if store.fault(shard)]
+    count = {"made": 0, "reused": _size(store, mine) - _size(store, faulty), "elsewhere": 0}
+    with _bar(_size(store, mine), count["reused"], synthesizer.recipe.steps, progress and faulty) as bar:
         for shard in faulty:
             count[_make_shard(synthesizer, store, shard, bar)] += len(store.shard_ids(shard))
     return SynthesisSummary(
@@ -276,10 +280,10 @@ def _size(store, shards):
     return sum(len(store.shard_ids(shard)) for shard in shards)
 
 
-def _bar(store, steps, reused, shown):
+def _bar(total, reused, steps, shown):
     return tqdm(
         desc="impressions",
-        total=store.num_impressions * steps,
+        total=total * steps,
         initial=reused * steps,
         unit="impression",
         unit_scale=1 / steps,
