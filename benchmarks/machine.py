@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -38,7 +39,9 @@ def _cpu_name() -> str:
 
 @functools.cache
 def commit() -> str:
-    """Short hash of the checkout, with a plus if the sources measured differ from it."""
+    """Short hash of the checkout, with a plus if the sources measured differ from it; "unknown" without git."""
+    if shutil.which("git") is None:
+        return "unknown"
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)

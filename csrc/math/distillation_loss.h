@@ -20,7 +20,8 @@ struct DistillationLoss {
 
   template <class A>
   ZSKD_INLINE A loss(RowSums<A> sum, A temperature) {
-    const A divergence = sum.dot / sum.f + (log_positive(sum.e) - log_positive(sum.f));
+    // Not the difference of two logarithms: they are large beside a small divergence, and so are their roundings.
+    const A divergence = sum.dot / sum.f + log_positive(sum.e / sum.f);
     return temperature * temperature * divergence;
   }
 
