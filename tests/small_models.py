@@ -6,7 +6,13 @@ import torch
 from torch import nn
 
 from zskd_fast.input_spec import InputSpec
-from zskd_fast.recipe import AugmentationRecipe, DistillationRecipe, SynthesisRecipe, load_recipe
+from zskd_fast.recipe import (
+    AugmentationRecipe,
+    DistillationRecipe,
+    StartRecipe,
+    SynthesisRecipe,
+    load_recipe,
+)
 
 IMAGE = InputSpec(shape=(1, 8, 8))
 VECTOR = InputSpec(shape=(6,))
@@ -32,6 +38,12 @@ def synthesis_recipe(**changes) -> SynthesisRecipe:
     """The demo's synthesis, cut short: 20 impressions of 5 steps in batches of 4 and shards of 8."""
     small = {"impressions": 20, "steps": 5, "batch_size": 4, "shard_size": 8}
     return dataclasses.replace(load_recipe("demo-mnist").synthesis, **small | changes)
+
+
+def start_recipe(**changes) -> StartRecipe:
+    """Uniform noise on (0, 1) but for the changes."""
+    plain = {"noise": "uniform", "scale": 1.0, "shift": 0.0, "leaves": 0, "leaf_size": (0.0, 0.0)}
+    return StartRecipe(**plain | changes)
 
 
 def augmentation_recipe(**changes) -> AugmentationRecipe:

@@ -32,7 +32,7 @@ def test_the_paper_recipe_keeps_the_papers_choices():
     synthesis = load_recipe("paper-mnist").synthesis
     assert (synthesis.impressions, synthesis.steps, synthesis.batch_size) == (24000, 1500, 100)
     assert (synthesis.betas, synthesis.temperature) == ((1.0, 0.1), 20)
-    assert (synthesis.start_noise, synthesis.start_scale, synthesis.clamp) == ("normal", 1.0, False)
+    assert (synthesis.start.noise, synthesis.start.scale, synthesis.clamp) == ("normal", 1.0, False)
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -90,7 +90,10 @@ def _set(path, value):
         (_set("synthesis.betas", []), r"synthesis\.betas must be one or more"),
         (_set("synthesis.betas", [1.0, 0.0]), r"synthesis\.betas must be one or more"),
         (_set("synthesis.adam_betas", [0.9, 1.0]), r"synthesis\.adam_betas"),
-        (_set("synthesis.start_noise", "pink"), r"synthesis\.start_noise.*got 'pink'"),
+        (_set("synthesis.start.noise", "pink"), r"synthesis\.start\.noise.*got 'pink'"),
+        (_set("synthesis.start.noise", "dead_leaves"), r"synthesis\.start\.leaves must be at least 1, got 0"),
+        (_set("synthesis.start.leaves", 3), r"synthesis\.start\.leaves must be 0 where the noise is uniform"),
+        (_set("synthesis.start.leaf_size", [0.5, 0.1]), r"leaf_size must be 0, 0 where the noise is uniform"),
         (_set("distillation.warmup_fraction", 1.5), r"distillation\.warmup_fraction must be between 0 and 1"),
         (_set("distillation.augmentation.mix_probability", -0.1), r"mix_probability must be between 0 and 1"),
         (_set("distillation", 3), "distillation must be DistillationRecipe, got 3"),

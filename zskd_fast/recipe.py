@@ -23,6 +23,38 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+_NOISES = ("uniform", "normal", "dead_leaves")
+
+
+@dataclass(frozen=True)
+class StartRecipe:
+    """Where an impression starts: shift + scale * noise, in units of the raw input."""
+
+    noise: Literal["uniform", "normal", "dead_leaves"]
+    """Uniform on (0, 1), standard normal, or flat shapes in (0, 1) that cover one another; the last for images only."""
+    scale: float
+    """Factor of the noise."""
+    shift: float
+    """Added to the scaled noise."""
+    leaves: int
+    """Shapes of a dead-leaves image, ellipses and boxes; 0 for the other noises."""
+    leaf_size: tuple[float, float]
+    """Least and largest half-axis of a shape, as fractions of half the width and height; 0, 0 for the other noises."""
+
+    def __post_init__(self):
+        check = _Check(self, "synthesis.start")
+        check.that("noise", f"one of {', '.join(_NOISES)}", self.noise in _NOISES)
+        check.above_zero("scale")
+        check.finite("shift")
+        if self.noise == "dead_leaves":
+            check.at_least(1, "leaves")
+            check.that(
+                "leaf_size", "two numbers above 0, the smaller one first", _is_size_range(self.leaf_size)
+            )
+        else:
+            check.that("leaves", f"0 where the noise is {self.noise}", self.leaves == 0)
+            check.that("leaf_size", f"0, 0 where the noise is {self.noise}", self.leaf_size == (0, 0))
+
 
 @dataclass(frozen=True)
 class SynthesisRecipe:
@@ -49,12 +81,8 @@ class SynthesisRecipe:
     """Adam's decay of the mean and of the squared gradient."""
     adam_eps: float
     """Adam's epsilon."""
-    start_noise: Literal["uniform", "normal"]
-    """Distribution of the start: uniform on (0, 1) or standard normal."""
-    start_scale: float
-    """The start is start_shift + start_scale * noise, in units of the raw input."""
-    start_shift: float
-    """Offset of the start, in units of the raw input."""
+    start: StartRecipe
+    """What an impression is before its first step."""
     clamp: bool
     """Keep every impression inside the valid range of the input, at the start and after each step."""
     l1: float
@@ -75,12 +103,10 @@ class SynthesisRecipe:
     def __post_init__(self):
         check = _Check(self, "synthesis")
         check.at_least(1, "impressions", "steps", "batch_size", "shard_size")
-        check.above_zero("concentration_floor", "temperature", "learning_rate", "adam_eps", "start_scale")
+        check.above_zero("concentration_floor", "temperature", "learning_rate", "adam_eps")
         check.at_least(0, "l1", "l2", "final_learning_rate_fraction")
-        check.finite("start_shift")
         check.decays("adam_betas")
         check.that("betas", "one or more finite numbers above 0", _all_above_zero(self.betas))
-        check.that("start_noise", "'uniform' or 'normal'", self.start_noise in ("uniform", "normal"))
 
 
 @dataclass(frozen=True)
@@ -305,3 +331,7 @@ def _is_finite(value):
 
 def _all_above_zero(values):
     return len(values) > 0 and all(_is_finite(value) and value > 0 for value in values)
+
+
+def _is_size_range(pair):
+    return len(pair) == 2 and _all_above_zero(pair) and pair[0] <= pair[1]

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from zskd_fast import cuda_graph, ops, streams
+from zskd_fast import cuda_graph, ops
 from zskd_fast.class_similarity import class_similarity, concentration, find_classifier_layer
 from zskd_fast.classifier import Classifier, LogitsFn, frozen, tensor_sha256, weights_sha256
 from zskd_fast.errors import InputError
@@ -23,6 +23,7 @@ from zskd_fast.input_spec import InputSpec
 from zskd_fast.phases import PhaseTimer
 from zskd_fast.plan import Plan
 from zskd_fast.recipe import SynthesisRecipe
+from zskd_fast.start_noise import check_start, start_noise
 
 if TYPE_CHECKING:
     from zskd_fast.store import Store
@@ -54,6 +55,7 @@ class Synthesizer:
         device: torch.device | str | None = None,
     ):
         check_seed(seed)
+        check_start(recipe.start, input_spec)
         self.input_spec = input_spec
         self.recipe = recipe
         self.seed = seed
@@ -142,7 +144,9 @@ class Synthesizer:
         with self.timer("targets"):
             alpha = concentration(self.similarity, ids, self.plan, self.recipe.concentration_floor)
             return Impressions(
-                x=self._start_noise(ids),
+                x=start_noise(ids, self.recipe.start, self.input_spec, seed=self.seed).clamp_(
+                    *self._limits()
+                ),
                 target=ops.dirichlet(alpha, ids, seed=self.seed),
                 teacher_logits=torch.empty((count, num_classes), device=self.device),
                 id=ids,
@@ -151,18 +155,6 @@ class Synthesizer:
                 loss=torch.empty(count, device=self.device),
                 steps=torch.full((count,), self.recipe.steps, device=self.device),
             )
-
-    def _start_noise(self, ids):
-        recipe, shape = self.recipe, self.input_spec.shape
-        noise = ops.philox(
-            ids,
-            math.prod(shape),
-            seed=self.seed,
-            stream=streams.START_NOISE,
-            distribution=recipe.start_noise,
-        )
-        x = noise.mul_(recipe.start_scale).add_(recipe.start_shift).reshape(len(ids), *shape)
-        return x.clamp_(*self._limits())
 
     def _optimise(self, part, exp_avg, exp_avg_sq, grad_logits, progress):
         """Adam on part.x, in place; on a CUDA device each step is one launch of a graph."""

@@ -1,0 +1,74 @@
+"""What an impression is before its first step: noise drawn by its id, from white noise to dead leaves."""
+
+import math
+
+import torch
+
+from zskd_fast import ops, streams
+from zskd_fast.errors import InputError
+from zskd_fast.input_spec import InputSpec
+from zskd_fast.recipe import StartRecipe
+
+# Place, half-axes, angle and outline of a leaf; one grey value per channel follows.
+_DRAWS = 6
+
+
+def start_noise(ids: torch.Tensor, recipe: StartRecipe, input_spec: InputSpec, *, seed: int) -> torch.Tensor:
+    """The start of each impression: ids[N] int64 -> [N, *shape] float32 in the raw range, on the device of ids.
+
+    A start depends on (seed, id) and on the recipe, on nothing else. Raises InputError if dead leaves are wanted
+    of inputs that are not images [C, H, W].
+    """
+    check_start(recipe, input_spec)
+    if recipe.noise == "dead_leaves":
+        noise = _dead_leaves(ids, recipe, input_spec.shape, seed)
+    else:
+        count = math.prod(input_spec.shape)
+        noise = ops.philox(ids, count, seed=seed, stream=streams.START_NOISE, distribution=recipe.noise)
+    return noise.mul_(recipe.scale).add_(recipe.shift).reshape(len(ids), *input_spec.shape)
+
+
+def check_start(recipe: StartRecipe, input_spec: InputSpec) -> None:
+    """Raises InputError if dead leaves are wanted of inputs that are not images [C, H, W]."""
+    if recipe.noise == "dead_leaves" and not input_spec.is_image:
+        raise InputError(
+            f"inputs of shape {list(input_spec.shape)} are no images [C, H, W], so the start noise cannot be "
+            "dead_leaves; use uniform or normal"
+        )
+
+
+def _dead_leaves(ids, recipe, shape, seed):
+    """Ellipses and boxes that cover one another on an empty ground, [N, C, H, W] in [0, 1].
+
+    Their edges, flat parts and outlines are what photographs share and white noise lacks (the dead leaves model
+    of Matheron, 1968; images of it train vision models without photographs: Baradad et al., NeurIPS 2021).
+    """
+    channels, height, width = shape
+    draws = ops.philox(ids, recipe.leaves * (_DRAWS + channels), seed=seed, stream=streams.START_NOISE)
+    draws = draws.reshape(len(ids), recipe.leaves, _DRAWS + channels, 1, 1)
+    rows = _pixel_centres(height, ids.device).reshape(1, height, 1)
+    columns = _pixel_centres(width, ids.device).reshape(1, 1, width)
+    image = torch.zeros((len(ids), *shape), device=ids.device)
+    for leaf in range(recipe.leaves):
+        inside = _covered(draws[:, leaf, :_DRAWS], rows, columns, recipe.leaf_size)
+        image = torch.where(inside.unsqueeze(1), draws[:, leaf, _DRAWS:], image)
+    return image
+
+
+def _covered(draws, rows, columns, leaf_size):
+    """Which pixels a leaf covers, [N, H, W]; lengths are in halves of the image's height and width."""
+    smallest, largest = leaf_size
+    middle_row, middle_column = 2 * draws[:, 0] - 1, 2 * draws[:, 1] - 1
+    half_axes = smallest + (largest - smallest) * draws[:, 2:4]
+    angle = math.pi * draws[:, 4]
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    down, right = rows - middle_row, columns - middle_column
+    u = (cos * right + sin * down) / half_axes[:, 0]
+    v = (cos * down - sin * right) / half_axes[:, 1]
+    is_box = draws[:, 5] < 0.5
+    return torch.where(is_box, torch.maximum(u.abs(), v.abs()), u * u + v * v) < 1
+
+
+def _pixel_centres(count, device):
+    """The middle of each of `count` pixels on the way from -1 to 1."""
+    return (2 * torch.arange(count, dtype=torch.float32, device=device) + 1) / count - 1
