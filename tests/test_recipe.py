@@ -82,7 +82,12 @@ def _set(path, value):
         (_set("synthesis.steps", None), r"synthesis\.steps is missing"),
         (_set("synthesis.steps", "3"), r"synthesis\.steps must be int, got '3'"),
         (_set("synthesis.steps", 2.5), r"synthesis\.steps must be int, got 2\.5"),
-        (_set("synthesis.steps", 0), r"synthesis\.steps must be at least 1, got 0"),
+        (_set("synthesis.steps", -1), r"synthesis\.steps must be at least 0, got -1"),
+        (
+            _set("synthesis.targets", "soft"),
+            r"synthesis\.targets.*got 'soft'",
+        ),
+        (_set("synthesis.total_variation", -1.0), r"synthesis\.total_variation must be at least 0"),
         (_set("synthesis.steps", True), r"synthesis\.steps must be a finite number, got True"),
         (_set("synthesis.temperature", float("nan")), r"synthesis\.temperature must be a finite number"),
         (_set("synthesis.temperature", 0.0), r"synthesis\.temperature must be above 0"),

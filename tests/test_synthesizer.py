@@ -38,12 +38,11 @@ def _assert_close(left, right):
 def test_follows_plain_adam_on_the_tempered_cross_entropy_with_the_priors():
     """The known faults: binary cross-entropy, a temperature left out, targets normalised again."""
     teacher = image_classifier()
-    few = {"batch_size": 6, "temperature": 1.5, "l1": 1e-2, "l2": 2e-2}
+    priors = {"l1": 1e-2, "l2": 2e-2, "total_variation": 3e-2}
+    few = {"batch_size": 6, "temperature": 1.5} | priors
     recipe = synthesis_recipe(steps=20, learning_rate=0.02, start=start_recipe(scale=0.2, shift=0.4), **few)
     made = Synthesizer(teacher, IMAGE, recipe, seed=1).run(range(6))
-    started = Synthesizer(
-        teacher, IMAGE, dataclasses.replace(recipe, steps=1, learning_rate=1e-30, l1=0.0, l2=0.0), seed=1
-    ).run(range(6))
+    started = Synthesizer(teacher, IMAGE, dataclasses.replace(recipe, steps=0), seed=1).run(range(6))
 
     x = started.x.clone().requires_grad_()
     optimizer = torch.optim.Adam([x], lr=recipe.learning_rate, betas=recipe.adam_betas, eps=recipe.adam_eps)
@@ -52,6 +51,8 @@ def test_follows_plain_adam_on_the_tempered_cross_entropy_with_the_priors():
         optimizer.param_groups[0]["lr"] = recipe.learning_rate * fraction
         log_p = torch.log_softmax(teacher(x) / recipe.temperature, dim=1)
         loss = -(made.target * log_p).sum() + recipe.l1 * x.abs().sum() + recipe.l2 * x.square().sum()
+        squares = x.diff(dim=-1).square().sum() + x.diff(dim=-2).square().sum()
+        loss = loss + recipe.total_variation * squares
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -59,8 +60,29 @@ def test_follows_plain_adam_on_the_tempered_cross_entropy_with_the_priors():
             x.clamp_(0, 1)
     torch.testing.assert_close(made.x, x.detach(), rtol=0, atol=1e-4)
     assert ((made.x > 0) & (made.x < 1)).float().mean() > 0.3, "nearly all values are at a limit"
-    without = Synthesizer(teacher, IMAGE, dataclasses.replace(recipe, l1=0.0, l2=0.0), seed=1).run(range(6))
-    assert (without.x - made.x).abs().mean() > 0.01, "the priors made no difference"
+    for prior in priors:
+        without = Synthesizer(teacher, IMAGE, dataclasses.replace(recipe, **{prior: 0.0}), seed=1).run(
+            range(6)
+        )
+        assert (without.x - made.x).abs().mean() > 0.005, f"{prior} made no difference"
+
+
+def test_without_steps_an_impression_is_its_start_noise_labelled_by_the_teacher():
+    teacher, steps = image_classifier(), []
+    made = _synthesizer(teacher, steps=0).run(range(20), progress=steps.append)
+    assert torch.equal(made.x, start_noise(made.id, synthesis_recipe().start, IMAGE, seed=1))
+    torch.testing.assert_close(made.teacher_logits, teacher(made.x).detach())
+    assert sum(steps) == 20
+
+
+def test_class_impressions_have_one_hot_targets():
+    made = _synthesizer(image_classifier(classes=4), targets="one_hot").run(range(8))
+    assert torch.equal(made.target, torch.eye(4).repeat(2, 1))
+
+
+def test_total_variation_needs_an_image():
+    with pytest.raises(InputError, match=r"shape \[6\] are no images .* total_variation must be 0"):
+        _synthesizer(vector_classifier(), VECTOR, total_variation=0.1)
 
 
 def test_writes_down_what_the_teacher_says_of_the_finished_impression():
@@ -93,7 +115,7 @@ def test_optimising_lowers_the_loss():
 
 def test_an_impression_starts_from_the_noise_of_the_recipe():
     start = start_recipe(noise="normal", scale=2.0, shift=-1.0)
-    made = _synthesizer(steps=1, learning_rate=1e-30, l1=0.0, clamp=False, start=start).run(range(20))
+    made = _synthesizer(steps=0, clamp=False, start=start).run(range(20))
     torch.testing.assert_close(made.x, start_noise(made.id, start, IMAGE, seed=1))
 
 

@@ -23,6 +23,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+_TARGETS = ("dirichlet", "one_hot")
 _NOISES = ("uniform", "normal", "dead_leaves")
 
 
@@ -67,12 +68,14 @@ class SynthesisRecipe:
     """How many impressions to make."""
     betas: tuple[float, ...]
     """Concentration scales that take turns; the paper gives half of the impressions 1.0 and half 0.1."""
+    targets: Literal["dirichlet", "one_hot"]
+    """Targets from the Dirichlet distribution or, for comparison, the class alone (the paper's class impressions)."""
     concentration_floor: float
     """Added to each class similarity before the scaling by beta, so that every concentration is positive."""
     temperature: float
     """Temperature of the teacher's softmax in the loss of an impression."""
     steps: int
-    """Adam steps per impression."""
+    """Adam steps per impression; 0 leaves it the start noise that it was."""
     learning_rate: float
     """Adam's learning rate at the first step, in units of the raw input."""
     final_learning_rate_fraction: float
@@ -89,6 +92,8 @@ class SynthesisRecipe:
     """Weight of the sum of absolute values of an impression, added to its loss."""
     l2: float
     """Weight of the sum of squares of an impression, added to its loss."""
+    total_variation: float
+    """Weight of the sum of squared differences of neighbouring pixels, added to the loss; images only."""
     batch_size: int
     """Impressions optimised together; it changes the speed, not the impressions."""
     shard_size: int
@@ -102,10 +107,12 @@ class SynthesisRecipe:
 
     def __post_init__(self):
         check = _Check(self, "synthesis")
-        check.at_least(1, "impressions", "steps", "batch_size", "shard_size")
+        check.at_least(1, "impressions", "batch_size", "shard_size")
+        check.at_least(0, "steps")
         check.above_zero("concentration_floor", "temperature", "learning_rate", "adam_eps")
-        check.at_least(0, "l1", "l2", "final_learning_rate_fraction")
+        check.at_least(0, "l1", "l2", "total_variation", "final_learning_rate_fraction")
         check.decays("adam_betas")
+        check.that("targets", f"one of {', '.join(_TARGETS)}", self.targets in _TARGETS)
         check.that("betas", "one or more finite numbers above 0", _all_above_zero(self.betas))
 
 

@@ -22,6 +22,7 @@ from zskd_fast.impressions import Impressions
 from zskd_fast.input_spec import InputSpec
 from zskd_fast.phases import PhaseTimer
 from zskd_fast.plan import Plan
+from zskd_fast.priors import add_total_variation_, check_priors
 from zskd_fast.recipe import SynthesisRecipe
 from zskd_fast.start_noise import check_start, start_noise
 
@@ -56,6 +57,7 @@ class Synthesizer:
     ):
         check_seed(seed)
         check_start(recipe.start, input_spec)
+        check_priors(recipe, input_spec)
         self.input_spec = input_spec
         self.recipe = recipe
         self.seed = seed
@@ -76,8 +78,8 @@ class Synthesizer:
         """Makes the impressions with these ids (integers from 0 up), on the teacher's device.
 
         The teacher is in eval mode with frozen parameters meanwhile, and as before afterwards. ``progress``
-        is called after each step with the number of impressions that took it. Raises InputError that names
-        the first id if an impression comes out with NaN or infinity.
+        is called after each step with the number of impressions that took it, and once where no step is taken.
+        Raises InputError that names the first id if an impression comes out with NaN or infinity.
         """
         result = self._start(_as_ids(ids, self.device))
         # One set of buffers serves all batches.
@@ -142,12 +144,9 @@ class Synthesizer:
         """Targets and start noise of every impression; the rest of the record is filled in later."""
         count, num_classes = len(ids), self.plan.num_classes
         with self.timer("targets"):
-            alpha = concentration(self.similarity, ids, self.plan, self.recipe.concentration_floor)
             return Impressions(
-                x=start_noise(ids, self.recipe.start, self.input_spec, seed=self.seed).clamp_(
-                    *self._limits()
-                ),
-                target=ops.dirichlet(alpha, ids, seed=self.seed),
+                x=self._start_noise(ids),
+                target=self._targets(ids),
                 teacher_logits=torch.empty((count, num_classes), device=self.device),
                 id=ids,
                 class_index=self.plan.class_of(ids),
@@ -155,6 +154,16 @@ class Synthesizer:
                 loss=torch.empty(count, device=self.device),
                 steps=torch.full((count,), self.recipe.steps, device=self.device),
             )
+
+    def _start_noise(self, ids):
+        noise = start_noise(ids, self.recipe.start, self.input_spec, seed=self.seed)
+        return noise.clamp_(*self._limits())
+
+    def _targets(self, ids):
+        if self.recipe.targets == "one_hot":
+            return nn.functional.one_hot(self.plan.class_of(ids), self.plan.num_classes).float()
+        alpha = concentration(self.similarity, ids, self.plan, self.recipe.concentration_floor)
+        return ops.dirichlet(alpha, ids, seed=self.seed)
 
     def _optimise(self, part, exp_avg, exp_avg_sq, grad_logits, progress):
         """Adam on part.x, in place; on a CUDA device each step is one launch of a graph."""
@@ -165,6 +174,8 @@ class Synthesizer:
         def take_step(step, learning_rate):
             grad = self._gradient(x, part.target, grad_logits)
             with self.timer("update"):
+                if recipe.total_variation:
+                    add_total_variation_(grad, part.x, recipe.total_variation)
                 ops.impression_update_(
                     part.x,
                     grad,
@@ -186,6 +197,8 @@ class Synthesizer:
             take_step(step, _learning_rate(recipe, step))
             if progress is not None:
                 progress(len(part))
+        if recipe.steps == 0 and progress is not None:
+            progress(len(part))
 
     def _gradient(self, x, target, grad_logits):
         """Gradient of the summed loss: a sum, unlike a mean, leaves each impression to itself.
@@ -246,7 +259,8 @@ def synthesize(
     mine = range(rank, store.num_shards, world_size)
     faulty = [shard for shard in mine if store.fault(shard)]
     count = {"made": 0, "reused": _size(store, mine) - _size(store, faulty), "elsewhere": 0}
-    with _bar(_size(store, mine), count["reused"], synthesizer.recipe.steps, progress and faulty) as bar:
+    steps = max(synthesizer.recipe.steps, 1)
+    with _bar(_size(store, mine), count["reused"], steps, progress and faulty) as bar:
         for shard in faulty:
             count[_make_shard(synthesizer, store, shard, bar)] += len(store.shard_ids(shard))
     return SynthesisSummary(
