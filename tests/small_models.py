@@ -53,7 +53,7 @@ def augmentation_recipe(**changes) -> AugmentationRecipe:
 
 
 def distillation_recipe(augmentation=None, **changes) -> DistillationRecipe:
-    """The demo's distillation, cut short to 20 steps of 8, without augmentation unless given."""
+    """The demo's distillation, cut short to 20 steps of 8, without augmentation and adversary unless given."""
     small = {"steps": 20, "batch_size": 8, "augmentation": augmentation or augmentation_recipe()}
     return dataclasses.replace(load_recipe("demo-mnist").distillation, **small | changes)
 

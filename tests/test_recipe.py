@@ -101,6 +101,8 @@ def _set(path, value):
         (_set("synthesis.start.leaf_size", [0.5, 0.1]), r"leaf_size must be 0, 0 where the noise is uniform"),
         (_set("distillation.warmup_fraction", 1.5), r"distillation\.warmup_fraction must be between 0 and 1"),
         (_set("distillation.augmentation.mix_probability", -0.1), r"mix_probability must be between 0 and 1"),
+        (_set("distillation.adversary.steps", 1), r"adversary\.step_size must be above 0, got 0"),
+        (_set("distillation.adversary.wait_fraction", 2.0), r"wait_fraction must be between 0 and 1"),
         (_set("distillation", 3), "distillation must be DistillationRecipe, got 3"),
         (_set("input.shape", [1, 0]), "input shape must be"),
     ],

@@ -12,6 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from zskd_fast import ops, streams
+from zskd_fast.adversary import harden
 from zskd_fast.augment import augment, check_augmentation
 from zskd_fast.checkpoint import Checkpoint, TrainingState
 from zskd_fast.classifier import Classifier, LogitsFn, frozen, tensor_sha256, weights_sha256
@@ -46,10 +47,11 @@ class DistillationHistory:
 class Distiller:
     """Teaches a student what the teacher says of the impressions: tau^2 KL at the recipe's temperature.
 
-    Each step the teacher labels the augmented batch (or, without ``relabel``, its stored logits do). No
-    label of any data set is used. Teacher and student lie on one device. In a process group of torch each
-    process takes its share of every batch and all end with the same student. Raises InputError if either cannot
-    be used, their classes differ, or the augmentation does not fit the input.
+    Each step the teacher labels the augmented batch (or, without ``relabel``, its stored logits do), which the
+    recipe's adversary may have moved to where the student departs from it. No label of any data set is used.
+    Teacher and student lie on one device. In a process group of torch each process takes its share of every
+    batch and all end with the same student. Raises InputError if either cannot be used, their classes differ,
+    or the augmentation does not fit the input.
     """
 
     def __init__(
@@ -200,6 +202,7 @@ class Distiller:
             batch = augment(
                 x[rows], positions, self.recipe.augmentation, seed=self.seed, input_spec=self.input_spec
             )
+        batch = self._hardened(batch, state)
         with self.timer("teacher forward"), torch.no_grad():
             wanted = self._teacher.logits(batch) if self.recipe.relabel else teacher_logits[rows]
         self._seed_dropout(state.step, world)
@@ -214,6 +217,14 @@ class Distiller:
             (loss * (share * world.size)).backward()
         with self.timer("update"):
             self._update(state, world.sum(loss.detach() * share))
+
+    def _hardened(self, batch, state):
+        adversary = self.recipe.adversary
+        if not adversary.steps or state.step < adversary.wait_fraction * self.recipe.steps:
+            return batch
+        with self.timer("adversary"):
+            temperature, spec = self.recipe.temperature, self.input_spec
+            return harden(batch, self._teacher, self._student, adversary, temperature, spec)
 
     def _update(self, state, loss):
         state.losses[state.step] = loss

@@ -8,6 +8,7 @@ from torch.profiler import record_function
 PHASES = (
     "targets",
     "augmentation",
+    "adversary",
     "teacher forward",
     "teacher backward",
     "student",

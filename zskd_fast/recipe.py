@@ -147,6 +147,25 @@ class AugmentationRecipe:
 
 
 @dataclass(frozen=True)
+class AdversaryRecipe:
+    """How a batch is moved to where the student departs from the teacher, before the teacher labels it."""
+
+    steps: int
+    """Steps up the distillation loss; 0 leaves the batch alone."""
+    step_size: float
+    """Length of a step: root mean square over the values of an input, as a fraction of the valid range."""
+    wait_fraction: float
+    """Share of the student's steps before the first batch is moved: an untrained student errs everywhere."""
+
+    def __post_init__(self):
+        check = _Check(self, "distillation.adversary")
+        check.at_least(0, "steps", "step_size")
+        check.fraction("wait_fraction")
+        if self.steps:
+            check.above_zero("step_size")
+
+
+@dataclass(frozen=True)
 class DistillationRecipe:
     """How the student learns from the impressions (section 3.4 of the paper).
 
@@ -177,6 +196,8 @@ class DistillationRecipe:
     """Adam's epsilon."""
     augmentation: AugmentationRecipe
     """Variation of each batch."""
+    adversary: AdversaryRecipe
+    """What makes the varied batch harder for the student."""
 
     def __post_init__(self):
         check = _Check(self, "distillation")
@@ -186,11 +207,11 @@ class DistillationRecipe:
         check.decays("beta1_range")
         one_step = self.steps * self.warmup_fraction == 1
         check.that("warmup_fraction", "more or less than one step: torch divides by 0 there", not one_step)
-        moves = self.augmentation.is_geometric or self.augmentation.mix_probability
+        moves = self.augmentation.is_geometric or self.augmentation.mix_probability or self.adversary.steps
         if moves and not self.relabel:
             raise InputError(
                 "recipe: with relabel = false the stored teacher logits belong to the plain impressions, "
-                "so rotation, scale, shift, flip and mixing must be 0"
+                "so rotation, scale, shift, flip, mixing and the steps of the adversary must be 0"
             )
 
 

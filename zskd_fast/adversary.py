@@ -1,0 +1,56 @@
+"""Makes a batch harder for the student: moves it to where the student departs from the teacher."""
+
+import torch
+from torch import nn
+
+from zskd_fast import ops
+from zskd_fast.classifier import Classifier
+from zskd_fast.input_spec import InputSpec
+from zskd_fast.recipe import AdversaryRecipe
+
+
+def harden(
+    x: torch.Tensor,
+    teacher: Classifier,
+    student: Classifier,
+    recipe: AdversaryRecipe,
+    temperature: float,
+    input_spec: InputSpec,
+) -> torch.Tensor:
+    """The batch x[N, *shape] (raw range) after ``recipe.steps`` steps up the distillation loss.
+
+    Each step moves every input by ``recipe.step_size`` of the valid range, root mean square over its values, and
+    clamps it to that range; the teacher's answer to where it stands is what the student should depart from. A student
+    learns little from inputs on which both agree already (adversarial belief matching: Micaelli and Storkey,
+    NeurIPS 2019, who train a generator of such inputs). The student is in eval mode meanwhile; gradients flow into x
+    alone.
+    """
+    low, high = input_spec.valid_range
+    length = recipe.step_size * (high - low) * x[0].numel() ** 0.5
+    modes = [(module, module.training) for module in student.model.modules()]
+    student.model.eval()
+    try:
+        for _ in range(recipe.steps):
+            x = _step(x, _ascent(x, teacher, student, temperature), length).clamp_(low, high)
+    finally:
+        _restore(modes)
+    return x
+
+
+def _ascent(x, teacher, student, temperature):
+    with torch.no_grad():
+        wanted = teacher.logits(x)
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        loss = ops.distillation_loss(student.logits(x), wanted, temperature)
+        return torch.autograd.grad(loss, x)[0]
+
+
+def _step(x, grad, length):
+    norm = grad.flatten(1).norm(dim=1).clamp_min(1e-12)
+    return torch.addcmul(x, grad, (length / norm).reshape(-1, *(1,) * (x.ndim - 1)))
+
+
+def _restore(modes: list[tuple[nn.Module, bool]]) -> None:
+    for module, mode in modes:
+        module.training = mode
