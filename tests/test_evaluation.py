@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from zskd_fast.classifier import Classifier
 from zskd_fast.errors import InputError
-from zskd_fast.evaluation import accuracy, load_test_set
+from zskd_fast.evaluation import accuracy, agreement, load_test_set
 from zskd_fast.input_spec import InputSpec
 
 
@@ -67,3 +68,25 @@ def test_test_set_that_does_not_fit_the_teacher(tmp_path, shape):
     write_test_split(tmp_path)
     with pytest.raises(InputError, match="images of 1 channels do not fit the teacher's input"):
         load_test_set(tmp_path, InputSpec(shape))
+
+
+def test_agreement_counts_the_inputs_to_which_both_give_the_same_class():
+    def says(classes):
+        return Classifier(_Scripted(classes), InputSpec((1,)))
+
+    x = torch.arange(4.0).reshape(4, 1)
+    assert agreement(says([0, 1, 2, 1]), says([0, 1, 1, 1]), x) == 0.75
+    assert agreement(says([0, 1, 2, 1]), says([0, 1, 1, 1]), x, batch_size=3) == 0.75
+    with pytest.raises(InputError, match="got 0 rows"):
+        agreement(says([0]), says([0]), x[:0])
+
+
+class _Scripted(nn.Module):
+    """Gives the input i the class classes[i]."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.logits = torch.eye(3)[classes]
+
+    def forward(self, x):
+        return self.logits[x.long().flatten().clamp(max=len(self.logits) - 1)]

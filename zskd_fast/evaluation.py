@@ -1,4 +1,4 @@
-"""Accuracy on labelled real images: the only thing that test data is ever used for."""
+"""How good a student is: on labelled real images, the only use of test data, and against its teacher without any."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from zskd_fast.classifier import frozen
+from zskd_fast.classifier import Classifier, frozen
 from zskd_fast.data import load_folder, to_input
 from zskd_fast.errors import InputError
 from zskd_fast.input_spec import InputSpec
 
-__all__ = ["TestSet", "accuracy", "load_test_set"]
+__all__ = ["TestSet", "accuracy", "agreement", "load_test_set"]
 
 
 @dataclass(frozen=True)
@@ -66,3 +66,17 @@ def accuracy(
         for x, y in zip(inputs.split(batch_size), labels.split(batch_size), strict=True):
             correct += ((forward or model)(x.to(device)).argmax(dim=1) == y.to(device)).sum()
     return correct.item() / len(labels)
+
+
+def agreement(teacher: Classifier, student: Classifier, x: torch.Tensor, *, batch_size: int = 1000) -> float:
+    """Share of the inputs x[N, *shape] (raw range) to which both give the same class; between 0 and 1.
+
+    On inputs that the student has not seen it tells recipes apart without any data. Raises InputError without rows.
+    """
+    if not len(x):
+        raise InputError("agreement on no inputs is undefined: got 0 rows, wanted at least 1")
+    same = torch.zeros((), dtype=torch.int64, device=x.device)
+    with frozen(teacher.model), frozen(student.model), torch.no_grad():
+        for part in x.split(batch_size):
+            same += (teacher.logits(part).argmax(dim=1) == student.logits(part).argmax(dim=1)).sum()
+    return same.item() / len(x)
