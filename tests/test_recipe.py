@@ -99,6 +99,7 @@ def _set(path, value):
         (_set("synthesis.start.noise", "dead_leaves"), r"synthesis\.start\.leaves must be at least 1, got 0"),
         (_set("synthesis.start.leaves", 3), r"synthesis\.start\.leaves must be 0 where the noise is uniform"),
         (_set("synthesis.start.leaf_size", [0.5, 0.1]), r"leaf_size must be 0, 0 where the noise is uniform"),
+        (_set("synthesis.store_dtype", "float64"), r"synthesis\.store_dtype.*got 'float64'"),
         (_set("distillation.warmup_fraction", 1.5), r"distillation\.warmup_fraction must be between 0 and 1"),
         (_set("distillation.augmentation.mix_probability", -0.1), r"mix_probability must be between 0 and 1"),
         (_set("distillation.adversary.steps", 1), r"adversary\.step_size must be above 0, got 0"),

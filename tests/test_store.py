@@ -13,7 +13,13 @@ from zskd_fast.impressions import Impressions
 from zskd_fast.store import Store, shard_name
 
 FINGERPRINT = {
-    "recipe": {"impressions": 10, "shard_size": 4, "steps": 7, "betas": [1.0, 0.1]},
+    "recipe": {
+        "impressions": 10,
+        "shard_size": 4,
+        "store_dtype": "float32",
+        "steps": 7,
+        "betas": [1.0, 0.1],
+    },
     "seed": 3,
     "teacher": {"class": "LeNet5", "sha256": "ab"},
 }
@@ -76,7 +82,8 @@ def test_a_shard_can_be_read_by_anyone_without_this_package(tmp_path):
         described = json.loads(file.metadata()["zskd_fast"])
         assert file.get_tensor("id").tolist() == [8, 9]
     # A shard does not say how large the store is: it is the same in a store that was extended later.
-    assert described["fingerprint"]["recipe"] == {"shard_size": 4, "steps": 7, "betas": [1.0, 0.1]}
+    recipe = {name: value for name, value in FINGERPRINT["recipe"].items() if name != "impressions"}
+    assert described["fingerprint"]["recipe"] == recipe
     assert described["fingerprint"]["teacher"] == FINGERPRINT["teacher"]
     assert described["shard"] == 2
     assert set(described["versions"]) == {"torch", "zskd_fast"}

@@ -18,10 +18,10 @@ _OPEN_SHARDS = 8
 class ImpressionDataset(Dataset):
     """The impressions of a finished store, by their id: item i is a dict of the columns of impression i.
 
-    ``columns`` are the columns to give, as they are called in the files: by default x [*shape] float32, target
-    [K] float32, teacher_logits [K] float32, id, class and steps int64, beta and loss float32 (all of them). A
-    shard is mapped into memory when a row of it is first wanted, at most 8 at a time; with ``verify`` it is
-    hashed then, once per process. The dataset can be pickled into the workers of a DataLoader.
+    ``columns`` are the columns to give, as they are called in the files: by default x [*shape] float32 (whatever
+    the store keeps it in), target [K] float32, teacher_logits [K] float32, id, class and steps int64, beta and loss
+    float32 (all of them). A shard is mapped into memory when a row of it is first wanted, at most 8 at a time; with
+    ``verify`` it is hashed then, once per process. The dataset can be pickled into the workers of a DataLoader.
 
     Raises InputError if the folder holds no finished store or a column is unknown, and, when a row is wanted, if
     its shard is not as it was written.
@@ -49,8 +49,7 @@ class ImpressionDataset(Dataset):
             raise IndexError(f"impression {index} of {len(self)}")
         shard, row = divmod(index, self.store.shard_size)
         file = self._shard(shard)
-        # A copy: views into the mapped file would keep all of it open.
-        return {name: file.get_slice(name)[row : row + 1][0].clone() for name in self.columns}
+        return {name: _copy(file.get_slice(name)[row : row + 1][0]) for name in self.columns}
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_open": OrderedDict()}
@@ -72,6 +71,11 @@ class ImpressionDataset(Dataset):
         if len(self._open) > _OPEN_SHARDS:
             self._open.popitem(last=False)
         return self._open[shard]
+
+
+def _copy(value):
+    """A copy, as views into the mapped file would keep all of it open; x comes as float32 from 16 bits too."""
+    return value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
 
 
 class ShardShuffle(Sampler[int]):

@@ -21,8 +21,8 @@ def export_webdataset(store: Store, folder: str | Path) -> list[Path]:
     """Writes each shard as a tar file for WebDataset and returns their paths; same store, same bytes.
 
     An impression has the key of its id in nine digits and the entries ``x.npy``, ``target.npy``,
-    ``teacher_logits.npy`` (float32, as stored) and ``json`` (id, class, beta, loss, steps). Raises InputError if
-    the folder is not empty or a shard is not as it was written.
+    ``teacher_logits.npy`` (float32, whatever the store keeps x in) and ``json`` (id, class, beta, loss, steps).
+    Raises InputError if the folder is not empty or a shard is not as it was written.
     """
     folder = _new_folder(folder)
     paths = [folder / f"shard-{shard:06d}.tar" for shard in range(store.num_shards)]

@@ -14,7 +14,7 @@ class Impressions:
     """N impressions with all that is known about each; every tensor has N rows, on one device."""
 
     x: torch.Tensor
-    """[N, *shape] float32, in the raw range of the input (not normalised)."""
+    """[N, *shape] float32, in the raw range of the input (not normalised); a store may keep it in 16 bits."""
     target: torch.Tensor
     """[N, K] float32: the Dirichlet draw that the impression was optimised for."""
     teacher_logits: torch.Tensor

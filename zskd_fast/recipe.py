@@ -24,6 +24,7 @@ else:
     import tomli as tomllib
 
 _TARGETS = ("dirichlet", "one_hot")
+_STORE_DTYPES = ("float32", "float16", "bfloat16")
 _NOISES = ("uniform", "normal", "dead_leaves")
 
 
@@ -98,6 +99,8 @@ class SynthesisRecipe:
     """Impressions optimised together; it changes the speed, not the impressions."""
     shard_size: int
     """Impressions per file of the store."""
+    store_dtype: Literal["float32", "float16", "bfloat16"]
+    """How x is kept in the store. In 16 bits it takes half the space and is rounded before the teacher labels it."""
     fold_batch_norm: bool
     """Fold each batch normalisation into the convolution or linear layer before it; it changes the speed only."""
     channels_last: bool
@@ -114,6 +117,7 @@ class SynthesisRecipe:
         check.decays("adam_betas")
         check.that("targets", f"one of {', '.join(_TARGETS)}", self.targets in _TARGETS)
         check.that("betas", "one or more finite numbers above 0", _all_above_zero(self.betas))
+        check.that("store_dtype", f"one of {', '.join(_STORE_DTYPES)}", self.store_dtype in _STORE_DTYPES)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from zskd_fast.impressions import Impressions
 from zskd_fast.lock import LOCK_NAME, locked
 
 MANIFEST = "manifest.json"
-FORMAT = 2
+FORMAT = 3
 _CHANGED = "is not what the manifest lists (its SHA-256 differs)"
 Resume = Literal["auto", "never", "must"]
 # The byte of the lock file that stands for the manifest; a shard has the byte of its number.
@@ -100,6 +100,11 @@ class Store:
         return self.manifest["fingerprint"]["recipe"]["shard_size"]
 
     @property
+    def x_dtype(self) -> torch.dtype:
+        """The type of x in the files; whoever reads them through this package is given float32."""
+        return getattr(torch, self.manifest["fingerprint"]["recipe"]["store_dtype"])
+
+    @property
     def num_shards(self) -> int:
         """How many shards the finished store holds."""
         return -(-self.num_impressions // self.shard_size)
@@ -144,12 +149,14 @@ class Store:
         return locked(self.folder / LOCK_NAME, shard)
 
     def write_shard(self, shard: int, impressions: Impressions) -> None:
-        """Writes one shard, then the manifest that lists it; InputError if the ids are not the shard's.
+        """Writes one shard, then the manifest that lists it.
 
-        Raises OSError that names the file if it cannot be written.
+        Raises InputError if the ids are not the shard's, or if ``x_dtype`` cannot hold x exactly: the logits beside
+        it would be those of other inputs. Raises OSError that names the file if it cannot be written.
         """
         self._check_ids(shard, impressions)
-        data = safetensors.save(_columns(impressions), {METADATA_KEY: self._shard_metadata(shard)})
+        columns = _columns(impressions, self.x_dtype)
+        data = safetensors.save(columns, {METADATA_KEY: self._shard_metadata(shard)})
         write_atomically(self.folder / shard_name(shard), data)
         with locked(self.folder / LOCK_NAME, _MANIFEST_BYTE, wait=True):
             self.refresh()
@@ -220,13 +227,26 @@ def shard_name(shard: int) -> str:
     return f"shard-{shard:06d}.safetensors"
 
 
-def _columns(impressions):
+def _columns(impressions, x_dtype):
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in impressions.tensors().items()}
+    tensors["x"] = _exactly(tensors["x"], x_dtype)
     tensors["class"] = tensors.pop("class_index")
     return tensors
 
 
+def _exactly(x, dtype):
+    if x.dtype == dtype:
+        return x
+    kept = x.to(dtype)
+    if not torch.equal(kept.to(x.dtype), x):
+        raise InputError(
+            f"the store keeps x as {dtype}, which cannot hold the values given; round them first"
+        )
+    return kept
+
+
 def _from_columns(columns):
+    columns["x"] = columns["x"].float()
     columns["class_index"] = columns.pop("class")
     return Impressions(**columns)
 

@@ -24,6 +24,7 @@ from zskd_fast.phases import PhaseTimer
 from zskd_fast.plan import Plan
 from zskd_fast.priors import add_total_variation_, check_priors
 from zskd_fast.recipe import SynthesisRecipe
+from zskd_fast.rounding import limits_in, round_
 from zskd_fast.start_noise import check_start, start_noise
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ class Synthesizer:
             raise InputError(f"the teacher has {got} classes, but num_classes says {num_classes}")
         self.device = self._teacher.device
         self.plan = Plan(self._teacher.num_classes, recipe.betas)
+        self._store_dtype = getattr(torch, recipe.store_dtype)
+        self._store_limits = limits_in(self._store_dtype, *self._limits())
         self.layer, self.similarity = self._similarity(layer)
         self._check_gradient()
         self._fast_teacher = fast_teacher(self._teacher, recipe, logits_fn=logits_fn)
@@ -77,6 +80,7 @@ class Synthesizer:
     ) -> Impressions:
         """Makes the impressions with these ids (integers from 0 up), on the teacher's device.
 
+        x is float32, rounded to the recipe's ``store_dtype`` before it is labelled, so that a store gives it back.
         The teacher is in eval mode with frozen parameters meanwhile, and as before afterwards. ``progress``
         is called after each step with the number of impressions that took it, and once where no step is taken.
         Raises InputError that names the first id if an impression comes out with NaN or infinity.
@@ -91,6 +95,7 @@ class Synthesizer:
                 part = result[first : first + self.recipe.batch_size]
                 n = len(part)
                 self._optimise(part, *moments[:, :n].zero_(), grad_logits[:n], progress)
+                round_(part.x, self._store_dtype, self._store_limits)
                 self._label(part)
         _refuse_non_finite(result)
         return result
@@ -326,5 +331,5 @@ def _refuse_non_finite(impressions):
         bad = impressions.id[~finite]
         raise InputError(
             f"{len(bad)} of {len(impressions)} impressions came out with NaN or infinity, the first is id "
-            f"{int(bad[0])}; lower the recipe's learning_rate or set clamp"
+            f"{int(bad[0])}; lower the recipe's learning_rate, set clamp or give store_dtype more range"
         )
