@@ -158,6 +158,19 @@ def test_two_processes_distil_the_student_of_one(tmp_path):
     assert len(losses[0]) == 30
 
 
+def test_a_bad_shard_is_told_to_every_process(tmp_path):
+    """Each hashes a share; one that went on alone would wait for the other for ever."""
+    assert main(*SYNTHESIZE, "--out", "store") == 0
+    damaged = tmp_path / "store" / "shard-000001.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\xff")
+    processes = _start([*DISTILL, "--threads", "1", "--out", "run"], 2)
+    printed = [process.communicate(timeout=180)[0] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], printed
+    assert "a shard looked at by another process is missing" in printed[0]
+    assert "shard-000001.safetensors is not what the manifest lists" in printed[1]
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_killed_processes_go_on_to_the_weights_of_an_uninterrupted_run(tmp_path):
     assert main(*SYNTHESIZE, "--out", "store") == 0

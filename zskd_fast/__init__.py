@@ -22,6 +22,7 @@ _EXPORTS = {
     "Store": "store",
     "ImpressionDataset": "dataset",
     "ShardShuffle": "dataset",
+    "MappedRows": "mapped_rows",
 }
 _MODULES = ("distributions", "models", "nn", "ops", "reference")
 

@@ -30,9 +30,7 @@ class ImpressionDataset(Dataset):
     def __init__(self, folder: str | Path, *, columns: Sequence[str] | None = None, verify: bool = True):
         self.store = Store.open(folder)
         self.verify = verify
-        missing = self.store.missing_shards()
-        if missing:
-            raise InputError(f"{self.store.folder / shard_name(missing[0])} is missing or cut short")
+        self.store.require_complete()
         self._open: OrderedDict[int, safe_open] = OrderedDict()
         self._verified: set[int] = set()
         known = sorted(self._shard(0).keys())

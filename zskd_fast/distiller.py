@@ -20,6 +20,7 @@ from zskd_fast.distributed import joined, replicated
 from zskd_fast.errors import InputError
 from zskd_fast.fingerprint import as_json
 from zskd_fast.input_spec import InputSpec
+from zskd_fast.mapped_rows import MappedRows
 from zskd_fast.phases import PhaseTimer
 from zskd_fast.recipe import DistillationRecipe
 from zskd_fast.synthesizer import check_seed
@@ -83,8 +84,8 @@ class Distiller:
 
     def fit(
         self,
-        x: torch.Tensor,
-        teacher_logits: torch.Tensor | None = None,
+        x: torch.Tensor | MappedRows,
+        teacher_logits: torch.Tensor | MappedRows | None = None,
         ids: torch.Tensor | None = None,
         *,
         progress: bool = True,
@@ -96,7 +97,8 @@ class Distiller:
         """Trains the student in place on impressions x[N, *shape] (raw range); same seed, same bits.
 
         ``teacher_logits`` [N, K] are needed only without ``relabel``. With ``ids`` [N] the result does not
-        depend on the order of the rows. ``evaluate`` is given the student in eval mode, every
+        depend on the order of the rows. Rows of a store larger than memory come as ``MappedRows``, which are in the
+        order of their ids and give the same student as tensors. ``evaluate`` is given the student in eval mode, every
         ``evaluate_every`` steps (0: never) and at the end; its value is noted and nothing is chosen by it.
         ``checkpoint`` names a file that is written every ``checkpoint_every`` steps (0: never) and at the
         end; if it is there, the run goes on from it. In a process group all processes are given the same
@@ -112,6 +114,9 @@ class Distiller:
         if checkpoint:
             file = Checkpoint(Path(checkpoint), self._fingerprint(x, teacher_logits, world))
             file.restore(state)
+        x = x.to(self.device)
+        if teacher_logits is not None:
+            teacher_logits = teacher_logits.to(self.device)
         self._check_same_step(state, world)
         student = replicated(self._student, world)
         order = _SampleOrder(len(x), self.seed, self.device)
@@ -138,8 +143,8 @@ class Distiller:
         )
 
     def _prepare(self, x, teacher_logits, ids):
-        """The data on the device, in the order of their ids."""
-        if x.ndim == 0 or tuple(x.shape[1:]) != self.input_spec.shape or len(x) == 0:
+        """The data in the order of their ids; tensors on the device."""
+        if len(x.shape) == 0 or tuple(x.shape[1:]) != self.input_spec.shape or len(x) == 0:
             wanted = ["N", *self.input_spec.shape]
             raise InputError(f"the impressions have shape {list(x.shape)}, wanted {wanted} with N >= 1")
         if self.recipe.relabel:
@@ -150,11 +155,10 @@ class Distiller:
             raise InputError(f"without relabel, teacher_logits must have shape {wanted}, got {got}")
         if ids is not None and ids.shape != (len(x),):
             raise InputError(f"ids must have shape {[len(x)]}, one per impression, got {list(ids.shape)}")
-        rows = slice(None) if ids is None else ids.argsort().to(x.device)
-        x = x[rows].detach().to(self.device, torch.float32)
-        if teacher_logits is not None:
-            teacher_logits = teacher_logits[rows].detach().to(self.device, torch.float32)
-        return x, teacher_logits
+        if ids is not None and isinstance(x, MappedRows):
+            raise InputError("ids are for tensors; the rows of a store are in the order of theirs")
+        order = slice(None) if ids is None else ids.argsort()
+        return _ordered(x, order, self.device), _ordered(teacher_logits, order, self.device)
 
     def _new_state(self):
         recipe, student = self.recipe, self._student.model
@@ -261,9 +265,9 @@ class Distiller:
 
     def _fingerprint(self, x, teacher_logits, world):
         student, teacher = self._student.model, self._teacher.model
-        data = {"x": tensor_sha256(x)}
+        data = {"x": _sha256(x)}
         if teacher_logits is not None:
-            data["teacher_logits"] = tensor_sha256(teacher_logits)
+            data["teacher_logits"] = _sha256(teacher_logits)
         return {
             "recipe": as_json(self.recipe),
             "seed": self.seed,
@@ -306,6 +310,18 @@ class _SampleOrder:
             )
             self._epoch, self._permutation = epoch, keys[0].argsort(stable=True)
         return self._permutation
+
+
+def _ordered(rows, order, device):
+    """The rows of a tensor in this order, on the device; a store's lie where they lie, in their own."""
+    if rows is None or isinstance(rows, MappedRows):
+        return rows
+    order = order.to(rows.device) if isinstance(order, torch.Tensor) else order
+    return rows[order].detach().to(device, torch.float32)
+
+
+def _sha256(rows):
+    return rows.sha256 if isinstance(rows, MappedRows) else tensor_sha256(rows)
 
 
 def _last_loss(state):

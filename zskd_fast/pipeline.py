@@ -18,16 +18,16 @@ from zskd_fast.distributed import joined
 from zskd_fast.doctor import environment
 from zskd_fast.evaluation import TestSet, accuracy
 from zskd_fast.files import sha256
-from zskd_fast.impressions import Impressions
 from zskd_fast.input_spec import InputSpec
 from zskd_fast.loading import load_callable, load_model, load_state, save_weights
+from zskd_fast.mapped_rows import MappedRows
 from zskd_fast.options import Student, Teacher
 from zskd_fast.profiling import STEPS, write_trace
 from zskd_fast.recipe import DistillationRecipe, SynthesisRecipe
 from zskd_fast.runs import Accuracy, DistillationRecord, RunFolder, SynthesisRecord
 from zskd_fast.store import Store
 from zskd_fast.synthesizer import Synthesizer, synthesize
-from zskd_fast.verify import require_same_teacher
+from zskd_fast.verify import require_same_teacher, require_whole
 
 __all__ = [
     "Job",
@@ -119,7 +119,8 @@ def run_job(job: Job, synthesis: SynthesisRecipe) -> RunFolder:
             run.record.synthesis = SynthesisRecord(summary.made, summary.seconds, summary.phase_seconds)
         run.record.class_similarity = synthesizer.similarity.tolist()
         run.save()
-        _distil(job, run, distiller, store.read_all())
+        require_whole(store, job.device)
+        _distil(job, run, distiller, store)
     return run
 
 
@@ -151,18 +152,19 @@ def distill_store(job: Job, store: Store) -> RunFolder | None:
     """
     require_same_teacher(store, job.teacher.module)
     made, world = store.manifest["fingerprint"], joined()
-    distiller, impressions = _make_distiller(job), store.read_all()
+    distiller = _make_distiller(job)
+    require_whole(store, job.device, world)
     identity = _identity(job, made["layer"], made["recipe"], made["seed"])
     run = RunFolder.open_or_create(job.out, identity) if world.is_first else None
     if world.from_first(run and run.is_finished, job.device):
         return run and _shown_again(job, run)
     if run is None:
-        _fit(job, distiller, impressions)
+        _fit(job, distiller, store)
         return None
     run.record.impressions = str(store.folder.absolute())
     run.record.class_similarity = class_similarity(job.teacher.module, layer=made["layer"]).tolist()
     with run.at_work():
-        _distil(job, run, distiller, impressions)
+        _distil(job, run, distiller, store)
     return run
 
 
@@ -193,8 +195,8 @@ def _identity(job: Job, layer: str, synthesis: dict[str, Any], synthesis_seed: i
     }
 
 
-def _distil(job: Job, run: RunFolder, distiller: Distiller, impressions: Impressions) -> None:
-    history = _fit(job, distiller, impressions)
+def _distil(job: Job, run: RunFolder, distiller: Distiller, store: Store) -> None:
+    history = _fit(job, distiller, store)
     run.record.distillation = DistillationRecord(
         history.seconds, history.phase_seconds, history.loss, history.learning_rate, history.evaluations
     )
@@ -202,11 +204,10 @@ def _distil(job: Job, run: RunFolder, distiller: Distiller, impressions: Impress
     _finish(run, job.student.module)
 
 
-def _fit(job: Job, distiller: Distiller, impressions: Impressions) -> DistillationHistory:
+def _fit(job: Job, distiller: Distiller, store: Store) -> DistillationHistory:
     return distiller.fit(
-        impressions.x,
-        impressions.teacher_logits,
-        impressions.id,
+        MappedRows(store, "x"),
+        None if job.distillation.relabel else MappedRows(store, "teacher_logits"),
         evaluate=None if job.test is None else lambda _: _accuracy(job, job.student, "student"),
         evaluate_every=max(1, job.distillation.steps // _EVALUATIONS),
         checkpoint=RunFolder.checkpoint_of(job.out),

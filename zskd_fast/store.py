@@ -123,6 +123,13 @@ class Store:
         """Shards yet to be made: not in the manifest, or listed but gone from the disk or cut short."""
         return [shard for shard in range(self.num_shards) if not self._is_there(shard)]
 
+    def require_complete(self) -> None:
+        """Raises InputError that names the first shard that is missing or cut short, if there is one."""
+        missing = self.missing_shards()
+        if missing:
+            path = self.folder / shard_name(missing[0])
+            raise InputError(f"{path} is missing or cut short; run the synthesis again")
+
     def refresh(self) -> None:
         """Reads the manifest again, with what other processes have added. Raises InputError as ``open``."""
         self.manifest = _read_manifest(self.folder / MANIFEST)

@@ -1,10 +1,11 @@
 """Is a store what it was when it was written, and does its teacher still say what it says there?"""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 
 from zskd_fast.classifier import Classifier, frozen, weights_sha256
+from zskd_fast.distributed import World
 from zskd_fast.errors import InputError
 from zskd_fast.store import Store, shard_name
 
@@ -15,12 +16,29 @@ _ROWS_PER_SHARD = 32
 _TOLERANCE = 1e-3
 
 
-def shard_faults(store: Store) -> Iterator[str]:
-    """One sentence per shard that is missing or not as it was written; every byte is hashed anew."""
-    for shard in range(store.num_shards):
+def shard_faults(store: Store, shards: Iterable[int] | None = None) -> Iterator[str]:
+    """One sentence per shard that is missing or not as it was written; every byte is hashed anew.
+
+    ``shards`` are those to look at, by default all.
+    """
+    for shard in range(store.num_shards) if shards is None else shards:
         fault = store.fault(shard)
         if fault:
             yield f"{shard_name(shard)} {fault}"
+
+
+def require_whole(store: Store, device: torch.device, world: World | None = None) -> None:
+    """Raises InputError that names a shard if one is missing or not as it was written; all are hashed anew.
+
+    Of several processes each hashes a share, and all of them raise if one finds a fault; ``device`` is where their
+    process group exchanges numbers.
+    """
+    world = world or World()
+    fault = next(shard_faults(store, range(world.rank, store.num_shards, world.size)), None)
+    faults = world.sum(torch.tensor(float(fault is not None), device=device))
+    if faults:
+        found = fault or "a shard looked at by another process is missing or not as it was written"
+        raise InputError(f"{store.folder}: {found}; run the synthesis again, which makes it anew")
 
 
 def teacher_faults(store: Store, teacher: Classifier) -> Iterator[str]:
