@@ -1,14 +1,16 @@
 """The store as a dataset: the very rows, from any worker, without reading more than is wanted."""
 
+import math
 import os
 import pickle
 
 import pytest
 import torch
 from small_models import IMAGE, image_classifier, synthesis_recipe
+from torch import nn
 from torch.utils.data import DataLoader
 
-from zskd_fast import ImpressionDataset, ShardShuffle
+from zskd_fast import ImpressionDataset, InputSpec, MappedRows, ShardShuffle
 from zskd_fast.errors import InputError
 from zskd_fast.store import Store, shard_name
 from zskd_fast.synthesizer import Synthesizer, synthesize
@@ -32,6 +34,19 @@ def test_item_i_is_the_impression_with_id_i(folder):
         assert item.keys() == wanted.keys()
         assert all(torch.equal(item[name], wanted[name][index]) for name in wanted)
         assert all(item[name].dtype == wanted[name].dtype for name in wanted)
+
+
+@pytest.mark.parametrize("shape", [(7,), (5, 8, 8), (3, 11), (2, 3, 4, 5)])
+def test_inputs_may_have_any_channels_and_any_rank(tmp_path, shape):
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 4))
+    synthesizer = Synthesizer(teacher, InputSpec(shape=shape), synthesis_recipe(), seed=1)
+    store = Store.open_or_create(tmp_path / "a", synthesizer.fingerprint())
+    synthesize(synthesizer, store, progress=False)
+    made = synthesizer.run(range(20)).x
+    assert made.shape == (20, *shape)
+    assert torch.equal(store.read_all().x, made)
+    assert torch.equal(ImpressionDataset(tmp_path / "a")[11]["x"], made[11])
+    assert torch.equal(MappedRows(store, "x")[torch.arange(20)], made)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -1,6 +1,7 @@
 """Several processes: the store is the same for any number of them, the student the same up to rounding."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -133,6 +134,49 @@ def test_what_a_lost_process_leaves_is_made_by_any_other_number(tmp_path, monkey
         _set_world(monkeypatch, RANK=str(rank), WORLD_SIZE="3")
         assert main(*SYNTHESIZE, "--out", "lost") == 0
     assert contents(tmp_path / "lost") == contents(tmp_path / "one")
+
+
+# A teacher that kills the second process once, in the middle of its second shard.
+FRAGILE = """
+import os, signal
+from pathlib import Path
+from users_models import teacher as sound
+
+def teacher():
+    model = sound()
+    model.register_forward_hook(lambda *_: _die_once())
+    return model
+
+def _die_once():
+    if os.environ["RANK"] == "1" and Path("store/shard-000001.safetensors").exists() and not Path("died").exists():
+        Path("died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_torchrun_starts_again_after_a_death_and_goes_on(tmp_path):
+    (tmp_path / "fragile_models.py").write_text(FRAGILE)
+    assert main(*SYNTHESIZE, "--threads", "1", "--out", "one") == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    words = [
+        *torchrun,
+        "--max-restarts=1",
+        "-m",
+        "zskd_fast",
+        *SYNTHESIZE,
+        "--threads",
+        "1",
+        "--out",
+        "store",
+    ]
+    environment = {**os.environ, "PYTHONPATH": f"{PACKAGE.parent}:{tmp_path}", "OMP_NUM_THREADS": "1"}
+    words += ["--teacher", "fragile_models:teacher"]
+    run = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    assert (tmp_path / "died").exists()
+    again = re.findall(r"([0-9]+) were there already", run.stdout)
+    assert sum(map(int, again)) >= 8, run.stdout  # the first shard of the process that died, at least
+    assert contents(tmp_path / "store") == contents(tmp_path / "one")
 
 
 def test_resume_never_is_for_one_process(tmp_path, monkeypatch, capsys):
