@@ -3,15 +3,13 @@
 Each size is a fresh process of its own, so that no size inherits the memory of another.
 """
 
-import json
 import shutil
-import subprocess
 import sys
 
 import pytest
 
-from benchmarks import machine
 from benchmarks.measure import Bench
+from benchmarks.worker import Worker, work_together
 
 _STEPS = 2
 _BATCH, _CLASSES, _IMPRESSIONS = 100, 10, 4000
@@ -28,27 +26,6 @@ THREADS = [1]  # steadier than all: what is asked here is how it grows
 TURNS = 1
 
 
-class _Worker:
-    """The process of one size, stopped just before its work; see `benchmarks.growth_worker`."""
-
-    def __init__(self, sizes, threads, folder):
-        shutil.rmtree(folder, ignore_errors=True)
-        words = [*map(str, (*sizes, _STEPS, threads)), str(folder)]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.growth_worker", *words],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=machine.ROOT,
-        )
-        assert self.process.stdout.readline() == "ready\n", "the worker did not start"
-
-    def work(self):
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-        self.answer = self.process.stdout.readline()
-
-
 def _sizes(axis, size):
     fixed = {"impressions": _IMPRESSIONS, "batch": _BATCH, "classes": _CLASSES}
     return tuple({**fixed, axis: size}.values())
@@ -57,18 +34,19 @@ def _sizes(axis, size):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
 def test_growth(shape, threads, provider, bench: Bench, tmp_path):
     axis, size = shape
-    worker = _Worker(_sizes(axis, size), threads, tmp_path / "store")
-    measurement = bench(
-        worker.work,
-        op=f"growth with {axis}",
-        setting=f"LeNet-5, {_STEPS} steps",
-        provider=provider,
-        shape=str(size),
-        items=_sizes(axis, size)[0],
-        once=True,
-    )
-    worker.process.communicate()
-    answer = json.loads(worker.answer)
-    assert answer["made"] == _sizes(axis, size)[0]
-    measurement.peak_bytes.append(answer["peak_bytes"])
+    words = [*_sizes(axis, size), _STEPS, threads, tmp_path / "store"]
+    answers = []
+    with Worker("benchmarks.growth_worker", *words) as worker:
+        worker.wait_until_ready()
+        measurement = bench(
+            lambda: answers.extend(work_together([worker])),
+            op=f"growth with {axis}",
+            setting=f"LeNet-5, {_STEPS} steps",
+            provider=provider,
+            shape=str(size),
+            items=_sizes(axis, size)[0],
+            once=True,
+        )
+    assert answers[0]["made"] == _sizes(axis, size)[0]
+    measurement.peak_bytes.append(answers[0]["peak_bytes"])
     shutil.rmtree(tmp_path / "store")

@@ -34,6 +34,7 @@ def sections(lookup: Lookup) -> str:
         *((f"`{op}`", lambda op=op: _op_table(lookup.of(op))) for op in _OPS),
         ("Bytes moved", lambda: _traffic_table(lookup)),
         ("Synthesis", lambda: _rate_table(lookup.of("synthesis"), "image-steps/s")),
+        ("Processes", lambda: _scaling_table(lookup.of("scaling"))),
         ("Time to accuracy", lambda: _accuracy_table(lookup.of("time to accuracy"))),
         ("The teacher's forward and backward pass", lambda: _teacher_table(lookup.of("teacher"))),
         ("Growth", lambda: _growth_table(lookup)),
@@ -85,6 +86,17 @@ def _rate_table(rows: list[Row], unit: str) -> str:
         for row in rows
     ]
     return rows and _table(["job", "provider", "threads", unit, "seconds, p20 to p80"], lines)
+
+
+def _scaling_table(rows: list[Row]) -> str:
+    """Impressions per second, and against one process that did the same."""
+    found = {row.key.provider: row for row in rows}
+    lines = []
+    for provider, row in found.items():
+        one = found.get(provider.replace("2 processes", "1 process"))
+        gain = f"{row.items_per_s / one.items_per_s:.2f}x" if one else ""
+        lines.append([provider, f"{row.items_per_s:,.0f}", gain, _spread(row)])
+    return rows and _table(["of one thread each", "impressions/s", "gain", "seconds, p20 to p80"], lines)
 
 
 def _accuracy_table(rows: list[Row]) -> str:

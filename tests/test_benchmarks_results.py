@@ -156,6 +156,21 @@ def test_against_several_the_fastest_counts_and_over_several_shapes_the_worst():
     assert figure.measured(Lookup("a CPU", "2.13", rows), 2) == pytest.approx(1.2)
 
 
+def test_processes_are_compared_with_one_that_did_the_same():
+    from benchmarks.tables import sections
+
+    seconds = {
+        "1 process": 2.0,
+        "2 processes": 1.25,
+        "1 process, no store": 1.5,
+        "2 processes, no store": 0.75,
+    }
+    rows = [_row(median, op="scaling", provider=provider) for provider, median in seconds.items()]
+    lines = sections(Lookup("a CPU", "2.13", rows)).splitlines()
+    assert "| 2 processes | 80 | 1.60x | 0.125 to 0.5 |" in lines
+    assert "| 2 processes, no store | 133 | 2.00x | 0.125 to 0.5 |" in lines
+
+
 def test_only_the_marked_place_is_redrawn(tmp_path):
     pytest.importorskip("matplotlib", reason="the plots need the extra `bench`")
     from benchmarks.report import fill
