@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from safetensors import safe_open
-from small_models import IMAGE, image_classifier, synthesis_recipe
+from small_models import IMAGE, image_classifier, start_recipe, synthesis_recipe
 
 from zskd_fast import ImpressionDataset, ops
 from zskd_fast.classifier import Classifier
@@ -81,7 +81,7 @@ def test_rounding_is_to_the_nearest_and_otherwise_the_impression_is_the_same(sto
 @pytest.mark.parametrize("valid_range", [(0.0, 0.999), (0.1, 0.7), (-1.0003, -0.1), (-2.1179, 2.64)])
 def test_rounded_impressions_stay_in_the_valid_range(store_dtype, valid_range):
     spec = InputSpec(shape=(1, 8, 8), valid_range=valid_range)
-    ends = {"start_scale": 9.0, "start_shift": -4.5, "steps": 1, "learning_rate": 1e-30}
+    ends = {"start": start_recipe(scale=9.0, shift=-4.5), "steps": 0}
     x = _synthesizer(store_dtype, spec, **ends).run(range(8)).x
     low, high = torch.tensor(valid_range)
     assert x.min() >= low and x.max() <= high
@@ -108,7 +108,7 @@ def test_a_range_that_16_bits_cannot_hold_is_refused():
     with pytest.raises(InputError, match=r"bfloat16 has no value from 0\.9991 to 0\.9992"):
         _synthesizer("bfloat16", InputSpec(shape=(1, 8, 8), valid_range=(0.9991, 0.9992)))
     with pytest.raises(InputError, match=r"came out with NaN or infinity.* give store_dtype more range"):
-        _synthesizer("float16", clamp=False, start_scale=1e6).run(range(2))
+        _synthesizer("float16", clamp=False, start=start_recipe(scale=1e6)).run(range(2))
 
 
 def test_another_type_is_another_run(tmp_path):
