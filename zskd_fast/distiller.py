@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from zskd_fast import ops, streams
+from zskd_fast import ops
 from zskd_fast.adversary import harden
-from zskd_fast.augment import augment, check_augmentation
+from zskd_fast.augment import check_augmentation
+from zskd_fast.batches import Batches
 from zskd_fast.checkpoint import Checkpoint, TrainingState
 from zskd_fast.classifier import Classifier, LogitsFn, frozen, tensor_sha256, weights_sha256
 from zskd_fast.distributed import joined, replicated
@@ -23,6 +24,7 @@ from zskd_fast.input_spec import InputSpec
 from zskd_fast.mapped_rows import MappedRows
 from zskd_fast.phases import PhaseTimer
 from zskd_fast.recipe import DistillationRecipe
+from zskd_fast.start_noise import check_start
 from zskd_fast.synthesizer import check_seed
 
 # How often the losses are looked at; between looks the host never waits for the device.
@@ -69,6 +71,7 @@ class Distiller:
     ):
         check_seed(seed)
         check_augmentation(recipe.augmentation, input_spec)
+        check_start(recipe.fresh.start, input_spec)
         self.recipe = recipe
         self.input_spec = input_spec
         self.seed = seed
@@ -119,10 +122,10 @@ class Distiller:
             teacher_logits = teacher_logits.to(self.device)
         self._check_same_step(state, world)
         student = replicated(self._student, world)
-        order = _SampleOrder(len(x), self.seed, self.device)
+        batches = Batches(x, self.recipe, self.input_spec, seed=self.seed, device=self.device)
         with self._training(), self._bar(state, progress and world.is_first) as bar:
             while state.step < self.recipe.steps:
-                self._step(state, student, x, teacher_logits, order, world)
+                self._step(state, student, batches, teacher_logits, world)
                 bar.update()
                 save = file and self._is_due(state, checkpoint_every)
                 if save or self._is_due(state, _LOOK_EVERY):
@@ -197,38 +200,32 @@ class Distiller:
         total, done = self.recipe.steps, state.step
         return tqdm(desc="distillation", total=total, initial=done, unit="step", disable=not progress)
 
-    def _step(self, state, student, x, teacher_logits, order, world):
-        first = state.step * self.recipe.batch_size
+    def _step(self, state, student, batches, teacher_logits, world):
         with self.timer("augmentation"):
-            rows = order.rows(first, first + self.recipe.batch_size)
-            positions = torch.arange(first, first + self.recipe.batch_size, device=self.device)
-            rows, positions = rows[world.rank :: world.size], positions[world.rank :: world.size]
-            batch = augment(
-                x[rows], positions, self.recipe.augmentation, seed=self.seed, input_spec=self.input_spec
-            )
-        batch = self._hardened(batch, state)
+            batch = batches.of(state.step, world)
+        x = self._hardened(batch.x, state)
         with self.timer("teacher forward"), torch.no_grad():
-            wanted = self._teacher.logits(batch) if self.recipe.relabel else teacher_logits[rows]
+            wanted = self._teacher.logits(x) if self.recipe.relabel else teacher_logits[batch.rows]
         self._seed_dropout(state.step, world)
         with self.timer("student"):
-            logits = student.logits(batch)
+            logits = student.logits(x)
         with self.timer("loss"):
             loss = ops.distillation_loss(logits, wanted, self.recipe.temperature)
         # Averaged over the processes, the gradient is that of the whole batch: shares may differ by a row.
-        share = len(rows) / self.recipe.batch_size
+        share = len(x) / self.recipe.batch_size
         with self.timer("student"):
             state.optimizer.zero_grad()
             (loss * (share * world.size)).backward()
         with self.timer("update"):
             self._update(state, world.sum(loss.detach() * share))
 
-    def _hardened(self, batch, state):
+    def _hardened(self, x, state):
         adversary = self.recipe.adversary
         if not adversary.steps or state.step < adversary.wait_fraction * self.recipe.steps:
-            return batch
+            return x
         with self.timer("adversary"):
             temperature, spec = self.recipe.temperature, self.input_spec
-            return harden(batch, self._teacher, self._student, adversary, temperature, spec)
+            return harden(x, self._teacher, self._student, adversary, temperature, spec)
 
     def _update(self, state, loss):
         state.losses[state.step] = loss
@@ -278,38 +275,6 @@ class Distiller:
             # Sums over other shares round otherwise, so that the student would be another.
             "processes": world.size,
         }
-
-
-class _SampleOrder:
-    """Which impression each position of the run uses: per epoch a permutation from (seed, epoch) alone.
-
-    Batches run on over the end of an epoch, so that every impression is used equally often.
-    """
-
-    def __init__(self, count, seed, device):
-        self._count = count
-        self._seed = seed
-        self._device = device
-        self._epoch, self._permutation = -1, None
-
-    def rows(self, first, last):
-        """Rows for the positions first .. last-1: int64 on the device."""
-        parts = []
-        while first < last:
-            epoch, offset = divmod(first, self._count)
-            parts.append(self._of_epoch(epoch)[offset : offset + last - first])
-            first += len(parts[-1])
-        return torch.cat(parts)
-
-    def _of_epoch(self, epoch):
-        if epoch != self._epoch:
-            # float64, in which two of the keys are hardly ever equal.
-            epoch_id = torch.tensor([epoch], device=self._device)
-            keys = ops.philox(
-                epoch_id, self._count, seed=self._seed, stream=streams.EPOCH_ORDER, dtype=torch.float64
-            )
-            self._epoch, self._permutation = epoch, keys[0].argsort(stable=True)
-        return self._permutation
 
 
 def _ordered(rows, order, device):

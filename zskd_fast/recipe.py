@@ -44,7 +44,7 @@ class StartRecipe:
     """Least and largest half-axis of a shape, as fractions of half the width and height; 0, 0 for the other noises."""
 
     def __post_init__(self):
-        check = _Check(self, "synthesis.start")
+        check = _Check(self, "start")
         check.that("noise", f"one of {', '.join(_NOISES)}", self.noise in _NOISES)
         check.above_zero("scale")
         check.finite("shift")
@@ -151,6 +151,23 @@ class AugmentationRecipe:
 
 
 @dataclass(frozen=True)
+class FreshRecipe:
+    """Start noise among the impressions of a batch, labelled by the teacher like them; each is used once only."""
+
+    fraction: float
+    """Share of every batch that is fresh noise; 0 for none."""
+    start: StartRecipe
+    """What the noise is."""
+
+    def __post_init__(self):
+        _Check(self, "distillation.fresh").fraction("fraction")
+
+    def count(self, batch_size: int) -> int:
+        """How many of a batch are fresh noise."""
+        return round(self.fraction * batch_size)
+
+
+@dataclass(frozen=True)
 class AdversaryRecipe:
     """How a batch is moved to where the student departs from the teacher, before the teacher labels it."""
 
@@ -198,6 +215,8 @@ class DistillationRecipe:
     """Adam's second decay."""
     adam_eps: float
     """Adam's epsilon."""
+    fresh: FreshRecipe
+    """What each batch has besides impressions."""
     augmentation: AugmentationRecipe
     """Variation of each batch."""
     adversary: AdversaryRecipe
@@ -211,11 +230,12 @@ class DistillationRecipe:
         check.decays("beta1_range")
         one_step = self.steps * self.warmup_fraction == 1
         check.that("warmup_fraction", "more or less than one step: torch divides by 0 there", not one_step)
-        moves = self.augmentation.is_geometric or self.augmentation.mix_probability or self.adversary.steps
+        moves = self.augmentation.is_geometric or self.augmentation.mix_probability
+        moves = moves or self.adversary.steps or self.fresh.fraction
         if moves and not self.relabel:
             raise InputError(
-                "recipe: with relabel = false the stored teacher logits belong to the plain impressions, "
-                "so rotation, scale, shift, flip, mixing and the steps of the adversary must be 0"
+                "recipe: with relabel = false the stored teacher logits belong to the plain impressions, so "
+                "rotation, scale, shift, flip, mixing, the adversary's steps and the fresh fraction must be 0"
             )
 
 

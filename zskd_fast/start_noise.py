@@ -13,18 +13,25 @@ from zskd_fast.recipe import StartRecipe
 _DRAWS = 6
 
 
-def start_noise(ids: torch.Tensor, recipe: StartRecipe, input_spec: InputSpec, *, seed: int) -> torch.Tensor:
+def start_noise(
+    ids: torch.Tensor,
+    recipe: StartRecipe,
+    input_spec: InputSpec,
+    *,
+    seed: int,
+    stream: int = streams.START_NOISE,
+) -> torch.Tensor:
     """The start of each impression: ids[N] int64 -> [N, *shape] float32 in the raw range, on the device of ids.
 
-    A start depends on (seed, id) and on the recipe, on nothing else. Raises InputError if dead leaves are wanted
-    of inputs that are not images [C, H, W].
+    A start depends on (seed, id, stream) and on the recipe, on nothing else. Raises InputError if dead leaves are
+    wanted of inputs that are not images [C, H, W].
     """
     check_start(recipe, input_spec)
     if recipe.noise == "dead_leaves":
-        noise = _dead_leaves(ids, recipe, input_spec.shape, seed)
+        noise = _dead_leaves(ids, recipe, input_spec.shape, seed, stream)
     else:
         count = math.prod(input_spec.shape)
-        noise = ops.philox(ids, count, seed=seed, stream=streams.START_NOISE, distribution=recipe.noise)
+        noise = ops.philox(ids, count, seed=seed, stream=stream, distribution=recipe.noise)
     return noise.mul_(recipe.scale).add_(recipe.shift).reshape(len(ids), *input_spec.shape)
 
 
@@ -37,14 +44,14 @@ def check_start(recipe: StartRecipe, input_spec: InputSpec) -> None:
         )
 
 
-def _dead_leaves(ids, recipe, shape, seed):
+def _dead_leaves(ids, recipe, shape, seed, stream):
     """Ellipses and boxes that cover one another on an empty ground, [N, C, H, W] in [0, 1].
 
     Their edges, flat parts and outlines are what photographs share and white noise lacks (the dead leaves model
     of Matheron, 1968; images of it train vision models without photographs: Baradad et al., NeurIPS 2021).
     """
     channels, height, width = shape
-    draws = ops.philox(ids, recipe.leaves * (_DRAWS + channels), seed=seed, stream=streams.START_NOISE)
+    draws = ops.philox(ids, recipe.leaves * (_DRAWS + channels), seed=seed, stream=stream)
     draws = draws.reshape(len(ids), recipe.leaves, _DRAWS + channels, 1, 1)
     rows = _pixel_centres(height, ids.device).reshape(1, height, 1)
     columns = _pixel_centres(width, ids.device).reshape(1, 1, width)
