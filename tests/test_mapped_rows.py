@@ -119,6 +119,14 @@ def test_a_device_with_room_takes_all_rows_and_one_without_none(store, monkeypat
     assert torch.equal(rows.to(CPU), store.read_all().x)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_is_given_the_rows_that_it_asks_for_or_all(store):
+    rows, wanted = MappedRows(store, "x"), store.read_all().x.cuda()
+    ids = torch.tensor([19, 0, 8], device="cuda")
+    assert torch.equal(rows[ids], wanted[ids])
+    assert torch.equal(rows.to(torch.device("cuda")), wanted)
+
+
 def test_what_cannot_be_mapped_or_sorted_is_refused(store):
     rows = MappedRows(store, "x")
     with pytest.raises(InputError, match="the rows of a store are in the order of theirs"):

@@ -5,9 +5,11 @@ import json
 import pytest
 import torch
 from command_line import (
+    DISTILLATION,
     INPUT,
     MODELS,
     RECIPE,
+    STUDENT,
     SYNTHESIS,
     contents,
     main,
@@ -84,6 +86,16 @@ def test_verify_finds_a_changed_bit_and_synthesize_heals_it(tmp_path, capsys):
     assert "8 made" in capsys.readouterr().out
     assert contents(tmp_path / "store") == before
     assert main("verify", "store") == 0
+
+
+def test_a_store_of_16_bits_is_made_verified_and_learned_from(capsys):
+    assert main(*SYNTHESIZE, "--synthesis.store-dtype", "bfloat16") == 0
+    assert Store.open("store").x_dtype == torch.bfloat16
+    assert main("verify", "store", *MODELS) == 0
+    assert "faults        0; asked the teacher too" in capsys.readouterr().out
+    distill = ["distill", *RECIPE, *MODELS, *STUDENT, *DISTILLATION, "--impressions", "store"]
+    assert main(*distill, "--out", "run") == 0
+    assert "student" in capsys.readouterr().out
 
 
 def test_verify_of_a_damaged_manifest_and_of_another_teacher(tmp_path, capsys):

@@ -27,7 +27,7 @@ class MappedRows:
         self._shard_size = store.shard_size
         self._shards = [_mapped(store, shard, column) for shard in range(store.num_shards)]
         self.shape = torch.Size([store.num_impressions, *self._shards[0].shape[1:]])
-        # Bytes in numpy: picking rows one by one takes torch three times as long, and numpy has no bfloat16.
+        # Bytes in numpy: picking rows one by one takes torch more than twice as long, and numpy has no bfloat16.
         self._bytes = [shard.reshape(len(shard), -1).view(torch.uint8).numpy() for shard in self._shards]
         listed = [store.manifest["shards"][shard_name(shard)]["sha256"] for shard in range(store.num_shards)]
         self.sha256 = sha256(json.dumps([column, *listed]).encode())
