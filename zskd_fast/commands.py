@@ -26,6 +26,7 @@ from zskd_fast.options import (
     Export,
     Machine,
     Report,
+    Repro,
     Run,
     Student,
     Synthesize,
@@ -44,7 +45,11 @@ from zskd_fast.pipeline import (
     run_job,
 )
 from zskd_fast.profiling import STEPS, require_writable_trace
+from zskd_fast.recipe import load_recipe
 from zskd_fast.report import missing_extras, write_report
+from zskd_fast.repro.repeat import Order, repeat
+from zskd_fast.repro.setups import SETUPS
+from zskd_fast.repro.table import accuracy_table
 from zskd_fast.runs import RunFolder, require_writable
 from zskd_fast.store import Store
 from zskd_fast.summary import print_run
@@ -158,6 +163,26 @@ def _(command: Export) -> int:
         print(f"images        {export_png(store, command.out):,} in {command.out}")
     else:
         print(f"tar files     {len(export_webdataset(store, command.out)):,} in {command.out}")
+    return 0
+
+
+@execute.register
+def _(command: Repro) -> int:
+    require_alone("repro")
+    require_writable(command.out)
+    if command.seeds < 1 or not command.ways:
+        raise InputError(
+            f"nothing to do: got {command.seeds} seeds and {len(command.ways)} ways, wanted 1 or more"
+        )
+    results = command.results or command.out / "outcomes.csv"
+    require_writable(results.parent)
+    recipe = load_recipe(SETUPS[command.name].recipe_name(command.size))
+    first = command.machine.seed
+    seeds = range(first, first + command.seeds)
+    out = command.out / recipe.name / command.name
+    order = Order(command.name, recipe, command.ways, seeds, command.data, out, results)
+    print(accuracy_table(repeat(order, set_up(command.machine))))
+    print(f"\noutcomes      {results}")
     return 0
 
 

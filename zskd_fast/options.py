@@ -18,6 +18,7 @@ __all__ = [
     "Export",
     "Machine",
     "Report",
+    "Repro",
     "Run",
     "Student",
     "Synthesize",
@@ -167,6 +168,33 @@ class TrainTeacher:
 
 
 @dataclass(frozen=True)
+class Repro:
+    """Repeat what is claimed, and what it is compared with: accuracies over several seeds, in one table."""
+
+    name: tyro.conf.Positional[Literal["fast-mnist", "fast-fashion", "paper-mnist", "paper-fashion"]]
+    """The recommended recipe or the paper's choices, with the LeNet-5 teacher of a data set that comes along."""
+    size: Literal["small", "medium", "large"] = "medium"
+    """Size of the recommended recipe; the paper's has one."""
+    ways: tuple[Literal["zskd", "class-impressions", "start-noise", "real-kd", "real-ce"], ...] = (
+        "zskd",
+        "class-impressions",
+        "start-noise",
+        "real-kd",
+        "real-ce",
+    )
+    """What the students learn from; those from real data need the training split."""
+    seeds: int = 3
+    """How many seeds, from --seed on."""
+    data: Path | None = None
+    """Folder of the real data set; without it MNIST's own test split, or Debian's dataset-fashion-mnist."""
+    out: Path = Path("zskd-repro")
+    """Folder of the runs; what is in it already is not done again."""
+    results: Path | None = None
+    """CSV file that the outcomes are added to; by default outcomes.csv in the folder of the runs."""
+    machine: _MachineOptions = field(default_factory=Machine)
+
+
+@dataclass(frozen=True)
 class Report:
     """Write the report of a finished run as one HTML file."""
 
@@ -203,7 +231,7 @@ class Doctor:
     """Show versions and build, and check each op against its reference."""
 
 
-Command = Demo | Synthesize | Distill | Run | TrainTeacher | Report | Verify | Export | Doctor
+Command = Demo | Synthesize | Distill | Run | TrainTeacher | Repro | Report | Verify | Export | Doctor
 
 
 def commands(recipe: Recipe, recipe_name: str | None) -> dict[str, object]:
@@ -217,6 +245,7 @@ def commands(recipe: Recipe, recipe_name: str | None) -> dict[str, object]:
         "run": Run(**synthesis, **distillation, **users, student=Student()),
         "synthesize": Synthesize(**synthesis, **users),
         "distill": Distill(**distillation, **users, student=Student(), impressions=tyro.MISSING),
+        "repro": Repro(name=tyro.MISSING),
         "report": Report(run=tyro.MISSING),
         "train-teacher": TrainTeacher(data=tyro.MISSING, out=tyro.MISSING),
         "verify": Verify(store=tyro.MISSING),

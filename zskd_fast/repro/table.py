@@ -1,0 +1,78 @@
+"""The outcomes as a Markdown table: mean and standard deviation over the seeds, beside what others published."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable
+
+from zskd_fast.repro.results import Outcome
+from zskd_fast.repro.setups import SETUPS
+from zskd_fast.repro.ways import WAYS
+
+__all__ = ["accuracy_table"]
+
+_HEADER = (
+    "data",
+    "student from",
+    "accuracy %",
+    "agreement %",
+    "impressions",
+    "image-steps",
+    "seconds",
+    "seeds",
+)
+
+
+def accuracy_table(outcomes: Iterable[Outcome]) -> str:
+    """One row per setup, recipe and way, then one per published figure; agreement is that on held-out impressions."""
+    lines = [_line(_HEADER), _line(["---"] * len(_HEADER))]
+    groups = _groups(outcomes)
+    for data_set in sorted({SETUPS[setup].data_set for setup, _, _ in groups}):
+        published: dict[str, float] = {}
+        for (setup, recipe, way), group in groups.items():
+            if SETUPS[setup].data_set == data_set:
+                lines.append(_line(_cells(data_set, f"{recipe}: {WAYS[way]}", group)))
+                published |= SETUPS[setup].published
+        lines += [_line([data_set, who, f"{value:.2f}", *[""] * 5]) for who, value in published.items()]
+    return "\n".join(lines)
+
+
+def _groups(outcomes):
+    """Outcomes by setup, recipe and way; the ways in the order in which they are described."""
+    order = list(WAYS)
+    groups: dict[tuple[str, str, str], list[Outcome]] = {}
+    for outcome in sorted(
+        outcomes, key=lambda each: (each.setup, each.recipe, order.index(each.way), each.seed)
+    ):
+        groups.setdefault((outcome.setup, outcome.recipe, outcome.way), []).append(outcome)
+    return groups
+
+
+def _cells(data_set, name, group):
+    agreement = [outcome.agreement_impressions for outcome in group]
+    return [
+        data_set,
+        name,
+        _mean_and_deviation([outcome.student_accuracy for outcome in group]),
+        "" if None in agreement else _mean_and_deviation(agreement),
+        _count(statistics.fmean(outcome.impressions for outcome in group)),
+        _count(statistics.fmean(outcome.image_steps for outcome in group)),
+        f"{statistics.fmean(outcome.seconds for outcome in group):,.0f}",
+        str(len(group)),
+    ]
+
+
+def _mean_and_deviation(shares):
+    mean = 100 * statistics.fmean(shares)
+    return f"{mean:.2f}" if len(shares) == 1 else f"{mean:.2f} ± {100 * statistics.stdev(shares):.2f}"
+
+
+def _count(number):
+    if number < 1e6:
+        return f"{number:,.0f}"
+    return f"{number / 1e6:.{max(0, 2 - math.floor(math.log10(number / 1e6)))}f} million"
+
+
+def _line(cells):
+    return "| " + " | ".join(cells) + " |"

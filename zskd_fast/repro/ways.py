@@ -1,0 +1,192 @@
+"""The ways to a student that are compared: data impressions, what leaves a part of them out, and real data."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from zskd_fast.classifier import Classifier
+from zskd_fast.data import LabelledImages, to_input
+from zskd_fast.distiller import Distiller
+from zskd_fast.doctor import environment
+from zskd_fast.errors import InputError
+from zskd_fast.evaluation import TestSet, accuracy, agreement
+from zskd_fast.loading import load_state
+from zskd_fast.pipeline import Job, Model, load_student, make_synthesizer, run_job
+from zskd_fast.recipe import DistillationRecipe, Recipe, SynthesisRecipe
+from zskd_fast.repro.results import Outcome
+from zskd_fast.repro.setups import Setup
+from zskd_fast.runs import RunFolder
+from zskd_fast.start_noise import start_noise
+from zskd_fast.teacher_recipe import TeacherRecipe
+from zskd_fast.train import train_teacher
+
+__all__ = ["REAL", "WAYS", "Task", "run_way"]
+
+WAYS = {
+    "zskd": "data impressions",
+    "class-impressions": "class impressions (one-hot targets)",
+    "start-noise": "start noise alone, for as many seconds",
+    "real-kd": "real data, distilled",
+    "real-ce": "real data, labels alone",
+}
+"""What each way teaches the student from."""
+REAL = ("real-kd", "real-ce")
+"""The ways that need real training data, for comparison only."""
+
+# Ids that no store reaches, for impressions that the student has not seen.
+_HELD_OUT = range(2**40, 2**40 + 500)
+_TIMED_STEPS = 100
+
+
+@dataclass(frozen=True)
+class Task:
+    """One setup and one seed: all that a way needs."""
+
+    name: str
+    setup: Setup
+    recipe: Recipe
+    teacher: Model
+    test: TestSet
+    training: LabelledImages | None
+    """Real training images, for the ways that compare with them."""
+    folder: Path
+    seed: int
+    device: torch.device
+
+
+def run_way(way: str, task: Task, zskd: Outcome | None) -> Outcome:
+    """Makes a student in this way; goes on where an interrupted call stopped.
+
+    ``zskd`` is the outcome of that way for the same task: "start-noise" is given as many seconds. Raises InputError
+    if the way needs real data, or that outcome, and there is none.
+    """
+    if way in REAL and task.training is None:
+        raise InputError(f"the way {way} needs the training split of {task.setup.data_set}; give --data")
+    if way == "real-ce":
+        return _from_labels(task)
+    if way == "real-kd":
+        return _from_real_images(task)
+    synthesis, distillation = task.recipe.synthesis, task.recipe.distillation
+    if way == "class-impressions":
+        synthesis = replace(synthesis, targets="one_hot")
+    elif way == "start-noise":
+        if zskd is None:
+            raise InputError("the way start-noise takes the seconds of the way zskd; run that, too")
+        synthesis = replace(synthesis, steps=0)
+        distillation = _without_optimisation(distillation)
+        steps = _steps_begun(task.folder / way) or _steps_within(zskd.seconds, task, synthesis, distillation)
+        distillation = replace(distillation, steps=steps)
+    return _from_impressions(way, task, synthesis, distillation)
+
+
+def _from_impressions(
+    way: str, task: Task, synthesis: SynthesisRecipe, distillation: DistillationRecipe
+) -> Outcome:
+    student = load_student(task.setup.student, task.seed, task.device)
+    spec = task.recipe.input
+    out = task.folder / way
+    job = Job(task.teacher, student, spec, distillation, task.test, out, task.seed, task.device)
+    run = run_job(job, synthesis)
+    student.module.load_state_dict(load_state(run.student_path))
+    impressions, noise = _agreements(task, student.module)
+    record = run.record
+    return replace(
+        _outcome(way, task, student.module, distillation),
+        agreement_impressions=impressions,
+        agreement_noise=noise,
+        impressions=synthesis.impressions,
+        image_steps=synthesis.impressions * synthesis.steps,
+        synthesis_seconds=record.synthesis.seconds,
+        distillation_seconds=record.distillation.seconds,
+    )
+
+
+def _from_real_images(task: Task) -> Outcome:
+    """What the student could learn from the teacher, were the data at hand: the paper's upper bound."""
+    distillation = _without_optimisation(task.recipe.distillation)
+    spec, student = task.recipe.input, load_student(task.setup.student, task.seed, task.device)
+    distiller = Distiller(task.teacher.module, student.module, distillation, spec, seed=task.seed)
+    inputs = to_input(task.training.images, spec.shape[-1])
+    history = distiller.fit(inputs, checkpoint=task.folder / "real-kd" / "checkpoint")
+    return replace(
+        _outcome("real-kd", task, student.module, distillation), distillation_seconds=history.seconds
+    )
+
+
+def _from_labels(task: Task) -> Outcome:
+    def build() -> nn.Module:
+        return load_student(task.setup.student, task.seed, task.device).module
+
+    recipe = TeacherRecipe()
+    trained = train_teacher(build, task.training, recipe, seed=task.seed, device=task.device)
+    images = recipe.epochs * len(task.training)
+    return replace(
+        _outcome("real-ce", task, trained.model, task.recipe.distillation),
+        student_images=images,
+        distillation_seconds=trained.seconds,
+    )
+
+
+def _without_optimisation(recipe: DistillationRecipe) -> DistillationRecipe:
+    """The same distillation of inputs as they are given: no adversary and no fresh noise."""
+    return replace(
+        recipe, adversary=replace(recipe.adversary, steps=0), fresh=replace(recipe.fresh, fraction=0.0)
+    )
+
+
+def _steps_begun(folder: Path) -> int | None:
+    """Those of an interrupted run: timed again they would be others."""
+    if not (folder / "run.json").exists():
+        return None
+    return RunFolder.read(folder).record.identity["recipe"]["distillation"]["steps"]
+
+
+def _steps_within(
+    seconds: float, task: Task, synthesis: SynthesisRecipe, distillation: DistillationRecipe
+) -> int:
+    """How many steps of the student fit into the seconds, from the time of a few."""
+    student = load_student(task.setup.student, task.seed, task.device)
+    short = replace(distillation, steps=_TIMED_STEPS)
+    distiller = Distiller(task.teacher.module, student.module, short, task.recipe.input, seed=task.seed)
+    ids = torch.arange(synthesis.shard_size, device=task.device)
+    x = start_noise(ids, synthesis.start, task.recipe.input, seed=task.seed)
+    started = time.perf_counter()
+    distiller.fit(x, progress=False)
+    return max(1, round(seconds / (time.perf_counter() - started) * _TIMED_STEPS))
+
+
+def _agreements(task: Task, student: nn.Module) -> tuple[float, float]:
+    """With the teacher, on held-out impressions and held-out start noise: quality measured without any data."""
+    spec, synthesis = task.recipe.input, task.recipe.synthesis
+    made = make_synthesizer(task.teacher, spec, synthesis, task.seed).run(_HELD_OUT)
+    noise = start_noise(made.id, synthesis.start, spec, seed=task.seed)
+    pair = Classifier(task.teacher.module, spec, logits_fn=task.teacher.logits_fn), Classifier(student, spec)
+    return agreement(*pair, made.x), agreement(*pair, noise.clamp_(*spec.valid_range))
+
+
+def _outcome(way: str, task: Task, student: nn.Module, distillation: DistillationRecipe) -> Outcome:
+    facts = environment(task.device)
+    return Outcome(
+        setup=task.name,
+        way=way,
+        seed=task.seed,
+        device=str(facts["device"]),
+        threads=int(facts["threads"]),
+        torch=str(facts["torch"]),
+        recipe=task.recipe.name,
+        teacher_accuracy=accuracy(task.teacher.module, task.test.inputs, task.test.labels),
+        student_accuracy=accuracy(student, task.test.inputs, task.test.labels),
+        agreement_impressions=None,
+        agreement_noise=None,
+        impressions=0,
+        image_steps=0,
+        student_images=distillation.steps * distillation.batch_size,
+        synthesis_seconds=0.0,
+        distillation_seconds=0.0,
+        version=str(facts["zskd_fast"]),
+    )
