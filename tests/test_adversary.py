@@ -42,6 +42,18 @@ def test_a_hardened_batch_has_a_larger_distillation_loss():
     assert before.mean() < after.mean() < later.mean()
 
 
+def test_the_teacher_is_differentiated_too():
+    """With the teacher for a constant, a batch only fools the student: it learnt less than without any adversary."""
+    teacher, student = _pair()
+    x = _inside(20).requires_grad_()
+    log_p = torch.log_softmax(teacher.logits(x) / _TEMPERATURE, dim=1)
+    log_q = torch.log_softmax(student.logits(x) / _TEMPERATURE, dim=1)
+    (ascent,) = torch.autograd.grad((log_p.exp() * (log_p - log_q)).sum(), x)
+    moved = harden(x.detach(), teacher, student, _adversary(), _TEMPERATURE, IMAGE) - x.detach()
+    along = torch.nn.functional.cosine_similarity(moved.flatten(1), ascent.flatten(1))
+    torch.testing.assert_close(along, torch.ones(20), rtol=0, atol=1e-3)
+
+
 def test_a_step_has_the_length_of_the_recipe_in_units_of_the_valid_range():
     spec = InputSpec(IMAGE.shape, (-2.0, 2.0))
     teacher, student = _pair(spec)
@@ -69,11 +81,11 @@ def test_a_hardened_batch_stays_in_the_valid_range_and_the_given_one_as_it_was()
     assert torch.equal(x, kept)
 
 
-def test_where_the_student_cannot_depart_nothing_moves():
+def test_where_neither_model_looks_at_the_input_nothing_moves():
     teacher, student = _pair()
     x = _inside(5)
     with torch.no_grad():
-        for parameter in student.model.parameters():
+        for parameter in [*teacher.model.parameters(), *student.model.parameters()]:
             parameter.zero_()
     assert torch.equal(harden(x, teacher, student, _adversary(), _TEMPERATURE, IMAGE), x)
 

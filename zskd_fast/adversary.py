@@ -1,9 +1,9 @@
 """Makes a batch harder for the student: moves it to where the student departs from the teacher."""
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from zskd_fast import ops
 from zskd_fast.classifier import Classifier
 from zskd_fast.input_spec import InputSpec
 from zskd_fast.recipe import AdversaryRecipe
@@ -20,10 +20,10 @@ def harden(
     """The batch x[N, *shape] (raw range) after ``recipe.steps`` steps up the distillation loss.
 
     Each step moves every input by ``recipe.step_size`` of the valid range, root mean square over its values, and
-    clamps it to that range; the teacher's answer to where it stands is what the student should depart from. A student
-    learns little from inputs on which both agree already (adversarial belief matching: Micaelli and Storkey,
-    NeurIPS 2019, who train a generator of such inputs). The student is in eval mode meanwhile; gradients flow into x
-    alone.
+    clamps it to that range. Both models are differentiated: the loss rises mostly where the teacher becomes sure of
+    another class, and less where the student alone errs. A student learns little from inputs on which both agree
+    already (adversarial belief matching: Micaelli and Storkey, NeurIPS 2019, who train a generator of such inputs). The
+    student is in eval mode meanwhile; gradients flow into x alone.
     """
     low, high = input_spec.valid_range
     length = recipe.step_size * (high - low) * x[0].numel() ** 0.5
@@ -38,11 +38,11 @@ def harden(
 
 
 def _ascent(x, teacher, student, temperature):
-    with torch.no_grad():
-        wanted = teacher.logits(x)
+    # Plain torch: the op of the loss takes the teacher's logits for a constant.
     x = x.detach().requires_grad_()
     with torch.enable_grad():
-        loss = ops.distillation_loss(student.logits(x), wanted, temperature)
+        log_p, log_q = (F.log_softmax(model.logits(x) / temperature, dim=1) for model in (teacher, student))
+        loss = F.kl_div(log_q, log_p, reduction="sum", log_target=True)
         return torch.autograd.grad(loss, x)[0]
 
 
