@@ -21,7 +21,7 @@ _PEERS = {
 }
 _COLOURS = ["#2f6db5", "#e08a1e", "#3c9d64"]
 # The same results give the same bytes, so that a redrawn plot changes only when a number did.
-_STYLE = {
+STYLE = {
     "svg.hashsalt": "zskd_fast",
     "svg.fonttype": "none",
     "font.size": 9,
@@ -33,15 +33,16 @@ _STYLE = {
 def draw_plots(lookup: Lookup, folder: Path = PLOTS) -> list[Path]:
     """Write the plots that the rows allow; returns their files."""
     folder.mkdir(exist_ok=True)
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         return [
-            _save(figure, folder / f"{name}.svg")
+            save(figure, folder / f"{name}.svg")
             for name, figure in (("speed", _speed(lookup)), ("growth", _growth(lookup)))
             if figure
         ]
 
 
-def _save(figure: plt.Figure, path: Path) -> Path:
+def save(figure: plt.Figure, path: Path) -> Path:
+    """Write the figure as SVG and close it."""
     figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
     plt.close(figure)
     return path

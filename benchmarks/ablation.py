@@ -1,0 +1,215 @@
+"""One factor at a time from a recipe, on both data sets: python -m benchmarks.ablation
+
+Each run is a row of ablation.csv, and what is there is not run again. The base is the small recommended recipe with
+fewer student steps, so that a factor takes minutes. The agreements are measured on one probe for all runs of a set:
+impressions and start noise of the base recipe, from ids that no run uses.
+"""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass, field, fields
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from zskd_fast.classifier import Classifier
+from zskd_fast.commands import set_up
+from zskd_fast.evaluation import agreement, load_test_set
+from zskd_fast.loading import load_state
+from zskd_fast.options import Machine
+from zskd_fast.pipeline import Job, load_student, load_teacher, make_synthesizer, run_job
+from zskd_fast.recipe import Recipe, load_recipe, recipe_from_dict, recipe_to_dict
+from zskd_fast.repro.setups import SETUPS
+from zskd_fast.start_noise import start_noise
+
+RESULTS = Path(__file__).parent / "ablation.csv"
+BASE = "base"
+_DATA_SETS = ("fast-mnist", "fast-fashion")
+_STUDENT_STEPS = 3000
+_PROBE = range(2**40, 2**40 + 1000)
+
+# Factor -> value as shown -> the keys of the recipe that it changes.
+_START, _FRESH, _AUGMENTATION = "synthesis.start.", "distillation.fresh.", "distillation.augmentation."
+_WHITE = {f"{_START}leaves": 0, f"{_START}leaf_size": [0.0, 0.0]}
+FACTORS: dict[str, dict[str, dict[str, object]]] = {
+    # Of the 60,000 training images that the teacher has seen: 1, 5, 10, 20, 40 and 80 %, as in the paper's figure 4.
+    "impressions": {f"{n:,}": {"synthesis.impressions": n} for n in (600, 3000, 6000, 12000, 24000, 48000)},
+    "steps": {str(n): {"synthesis.steps": n} for n in (0, 15, 30, 120, 240)},
+    "synthesis temperature": {str(t): {"synthesis.temperature": t} for t in (1, 5, 10, 40)},
+    "distillation temperature": {str(t): {"distillation.temperature": t} for t in (1, 2, 10, 20)},
+    "targets": {
+        "beta 1": {"synthesis.betas": [1.0]},
+        "beta 0.1": {"synthesis.betas": [0.1]},
+        "one-hot": {"synthesis.targets": "one_hot"},
+    },
+    "start noise": {
+        "normal": {f"{_START}noise": "normal", **_WHITE},
+        "uniform": {f"{_START}noise": "uniform", **_WHITE},
+        "0.2 uniform": {f"{_START}noise": "uniform", f"{_START}scale": 0.2, **_WHITE},
+    },
+    "priors": {
+        "none": {"synthesis.l1": 0.0, "synthesis.total_variation": 0.0},
+        "L1 alone": {"synthesis.total_variation": 0.0},
+        "total variation alone": {"synthesis.l1": 0.0},
+        "L1 2e-3": {"synthesis.l1": 2e-3},
+        "L2 for L1": {"synthesis.l1": 0.0, "synthesis.l2": 2e-3},
+    },
+    "fresh noise": {f"{share:.0%}": {f"{_FRESH}fraction": share} for share in (0.0, 0.25, 0.75, 1.0)},
+    "augmentation": {
+        "no rotation": {f"{_AUGMENTATION}rotation_sigma": 0.0},
+        "no scale": {f"{_AUGMENTATION}scale_sigma": 0.0},
+        "no shift": {f"{_AUGMENTATION}shift_sigma": 0.0},
+        "no mixing": {f"{_AUGMENTATION}mix_probability": 0.0},
+        "no noise": {f"{_AUGMENTATION}noise_max": 0.0},
+        "mirrored": {f"{_AUGMENTATION}flip_probability": 0.5},
+        "none": {
+            f"{_AUGMENTATION}{name}": 0.0
+            for name in ("rotation_sigma", "scale_sigma", "shift_sigma", "mix_probability", "noise_max")
+        },
+    },
+    "adversary": {
+        f"1 step of {size}": {
+            "distillation.adversary.steps": 1,
+            "distillation.adversary.step_size": size,
+            "distillation.adversary.wait_fraction": 0.1,
+        }
+        for size in (0.02, 0.05, 0.1)
+    },
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run: what was changed, and what came of it."""
+
+    data_set: str
+    factor: str
+    value: str
+    seed: int
+    student_accuracy: float
+    """Of the real test images, between 0 and 1; nothing is chosen by it."""
+    agreement_impressions: float
+    """With the teacher on the probe, between 0 and 1."""
+    agreement_noise: float
+    synthesis_seconds: float
+    distillation_seconds: float
+    threads: int
+
+    @property
+    def run(self) -> tuple[str, str, str, int]:
+        """What names it."""
+        return (self.data_set, self.factor, self.value, self.seed)
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Run what ablation.csv lacks."""
+
+    data_sets: tuple[str, ...] = _DATA_SETS
+    """Setups of `zskd-fast repro` whose teacher and test data are used."""
+    factors: tuple[str, ...] = tuple(FACTORS)
+    """Which factors."""
+    machine: Annotated[Machine, tyro.conf.arg(name="")] = field(default_factory=Machine)
+
+
+def base_recipe() -> Recipe:
+    """What one factor at a time departs from."""
+    return changed(load_recipe("fast-small"), {"distillation.steps": _STUDENT_STEPS})
+
+
+def changed(recipe: Recipe, changes: dict[str, object]) -> Recipe:
+    """The recipe with the values at some dotted keys changed."""
+    values = recipe_to_dict(recipe)
+    for path, value in changes.items():
+        *tables, key = path.split(".")
+        table = values
+        for name in tables:
+            table = table[name]
+        table[key] = value
+    return recipe_from_dict(values)
+
+
+def read_rows(path: Path = RESULTS) -> list[Row]:
+    """The rows of the file; none if it is not there."""
+    if not path.exists():
+        return []
+    kinds = {"int": int, "float": float, "str": str}
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            Row(**{column.name: kinds[column.type](cells[column.name]) for column in fields(Row)})
+            for cells in csv.DictReader(file)
+        ]
+
+
+def main(order: Ablation) -> None:
+    """Run after run, each added to the file when it is done."""
+    device = set_up(order.machine)
+    done = {row.run for row in read_rows()}
+    for data_set in order.data_sets:
+        judge = _Judge(data_set, device)
+        for factor, value, changes in _runs(order.factors):
+            if (data_set, factor, value, order.machine.seed) not in done:
+                row = judge.row(factor, value, changed(base_recipe(), changes), order.machine.seed)
+                _append(row)
+                print(*astuple(row)[:7], flush=True)
+
+
+def _runs(factors: tuple[str, ...]) -> Iterator[tuple[str, str, dict[str, object]]]:
+    yield BASE, BASE, {}
+    for factor in factors:
+        for value, changes in FACTORS[factor].items():
+            yield factor, value, changes
+
+
+class _Judge:
+    """The teacher, the test set and the probe of a data set."""
+
+    def __init__(self, data_set: str, device: torch.device):
+        recipe = base_recipe()
+        self.data_set, self.setup, self.device = data_set, SETUPS[data_set], device
+        self.teacher = load_teacher(self.setup.teacher, device)
+        self.test = load_test_set(self.setup.test_data, recipe.input)
+        made = make_synthesizer(self.teacher, recipe.input, recipe.synthesis, seed=0).run(_PROBE)
+        noise = start_noise(made.id, recipe.synthesis.start, recipe.input, seed=0)
+        self.probe = made.x, noise.clamp_(*recipe.input.valid_range)
+
+    def row(self, factor: str, value: str, recipe: Recipe, seed: int) -> Row:
+        """One run from the teacher to the student, in a folder that is thrown away."""
+        student = load_student(self.setup.student, seed, self.device)
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "run"
+            job = Job(
+                self.teacher, student, recipe.input, recipe.distillation, self.test, out, seed, self.device
+            )
+            run = run_job(job, recipe.synthesis)
+            student.module.load_state_dict(load_state(run.student_path))
+        pair = [Classifier(model.module, recipe.input) for model in (self.teacher, student)]
+        return Row(
+            self.data_set,
+            factor,
+            value,
+            seed,
+            run.record.accuracy.student,
+            *(agreement(*pair, x) for x in self.probe),
+            run.record.synthesis.seconds,
+            run.record.distillation.seconds,
+            torch.get_num_threads(),
+        )
+
+
+def _append(row: Row) -> None:
+    new = not RESULTS.exists()
+    with RESULTS.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        if new:
+            writer.writerow(column.name for column in fields(Row))
+        writer.writerow(astuple(row))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Ablation))
