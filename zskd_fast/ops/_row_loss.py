@@ -4,21 +4,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
-
-def is_plain(*tensors: Tensor) -> bool:
-    """Whether nobody traces or transforms this call, so that it may go past torch's dispatcher.
-
-    The way through it costs more time than the work on a batch of 100 rows of 10 classes.
-    """
-    return (
-        not torch.compiler.is_compiling()
-        and all(type(tensor) in (Tensor, Parameter) for tensor in tensors)
-        and torch._C._len_torch_dispatch_stack() == 0
-        and not torch._C._are_functorch_transforms_active()
-        and torch._C._get_tracing_state() is None
-    )
+from zskd_fast.ops._plain import needs_grad
 
 
 def plain_loss(kernel: Callable, logits: Tensor, other: Tensor, temperature: float, reduction: str) -> Tensor:
@@ -39,10 +26,6 @@ class _PlainLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_loss):
         return scale_grad(ctx.op, ctx, grad_loss), None, None, None, None
-
-
-def needs_grad(logits: Tensor) -> bool:
-    return torch.is_grad_enabled() and logits.requires_grad
 
 
 def check_constant(op: str, argument: str, tensor: Tensor) -> None:

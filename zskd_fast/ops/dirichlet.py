@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from zskd_fast._load import _C
+from zskd_fast.ops._plain import is_plain
 
 
 @torch.library.custom_op("zskd_fast::dirichlet", mutates_args=())
@@ -46,4 +47,5 @@ def dirichlet(concentration: Tensor, ids: Tensor, *, seed: int, log: bool = Fals
         raise ValueError(
             "dirichlet: concentration requires grad, but a draw is not differentiable; pass .detach()"
         )
-    return _op(concentration, ids, seed, log)
+    draw = _C.dirichlet if is_plain(concentration, ids) else _op
+    return draw(concentration, ids, seed, log)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from zskd_fast._load import _C
+from zskd_fast.ops._plain import is_plain, needs_grad
 
 
 @torch.library.custom_op("zskd_fast::impression_update_", mutates_args=("x", "exp_avg", "exp_avg_sq"))
@@ -71,5 +72,10 @@ def impression_update_(
         TypeError: dtypes or devices.
     """
     beta1, beta2 = betas
+    tensors = x, grad, exp_avg, exp_avg_sq, _as_tensor(step), _as_tensor(lr)
     bounds = _as_tensor(lo), _as_tensor(hi)
-    _op(x, grad, exp_avg, exp_avg_sq, _as_tensor(step), _as_tensor(lr), beta1, beta2, eps, l1, l2, *bounds)
+    if is_plain(*tensors, *bounds) and not needs_grad(*tensors, *bounds):
+        _C.impression_update_(*tensors, beta1, beta2, eps, l1, l2, *bounds)
+        torch.autograd.graph.increment_version((x, exp_avg, exp_avg_sq))
+    else:
+        _op(*tensors, beta1, beta2, eps, l1, l2, *bounds)

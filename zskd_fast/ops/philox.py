@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from zskd_fast._load import _C
+from zskd_fast.ops._plain import is_plain
 
 
 @torch.library.custom_op("zskd_fast::philox", mutates_args=())
@@ -46,4 +47,5 @@ def philox(
         ValueError: shape, count, seed, stream or distribution.
         TypeError: dtype or device.
     """
-    return _op(ids, count, seed, stream, distribution, dtype)
+    draw = _C.philox if is_plain(ids) else _op
+    return draw(ids, count, seed, stream, distribution, dtype)

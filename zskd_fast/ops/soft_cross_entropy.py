@@ -4,11 +4,10 @@ import torch
 from torch import Tensor
 
 from zskd_fast._load import _C
+from zskd_fast.ops._plain import is_plain, needs_grad
 from zskd_fast.ops._row_loss import (
     check_constant,
     fake_loss_and_grad,
-    is_plain,
-    needs_grad,
     plain_loss,
     save_grad,
     scale_grad,
