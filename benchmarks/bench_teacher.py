@@ -11,6 +11,7 @@ from torch.fx.experimental.optimization import fuse
 from benchmarks import machine
 from benchmarks.measure import Bench
 from zskd_fast import ops
+from zskd_fast.fast_calls import fast_calls
 from zskd_fast.models import AlexNet, LeNet5
 
 THREADS = [machine.all_threads()]
@@ -42,6 +43,7 @@ SETTINGS = list(_TEACHERS)
 QUICK_SETTINGS = ["LeNet-5"]
 PROVIDERS = [
     "frozen",
+    "fast_calls",
     "weights require gradients",
     "batch 25",
     "batch 400",
@@ -98,6 +100,13 @@ def _gradient(teacher, x, target):
     return torch.autograd.grad(logits, x, grad)[0]
 
 
+def _with_fast_calls(teacher, x, target):
+    with fast_calls(x.device):
+        logits = teacher(x)
+    _, grad = ops.soft_cross_entropy_value_and_grad(logits, target, 20.0)
+    return torch.autograd.grad(logits, x, grad)[0]
+
+
 def _without_onednn(teacher, x, target):
     with torch.backends.mkldnn.flags(enabled=False):
         return _gradient(teacher, x, target)
@@ -127,7 +136,11 @@ def test_teacher(setting, provider, threads, bench: Bench):
     batch = _batch_size(provider)
     x, target = _inputs(setting, batch, bench.device)
     teacher = _prepared(setting, provider).to(bench.device)
-    step = {"without oneDNN": _without_onednn, "two batches at once": _two_at_once}.get(provider, _gradient)
+    step = {
+        "fast_calls": _with_fast_calls,
+        "without oneDNN": _without_onednn,
+        "two batches at once": _two_at_once,
+    }.get(provider, _gradient)
     bench(
         lambda: step(teacher, x, target),
         check=lambda grad: _check(grad, _gradient(_teacher(setting)[0].to(bench.device), x, target)),

@@ -66,4 +66,12 @@ struct ImpressionUpdateParams {
   bool device_bounds = false;  // lo and hi lie on the device; otherwise there is one of each, in host memory
 };
 
+// max_pool: windows of 2x2, side by side
+struct MaxPoolParams {
+  const float* x;  // [planes, height, width] dense
+  float* out;      // [planes, height / 2, width / 2] dense
+  int64_t* place;  // of the maximum in its plane, beside out
+  int64_t planes, height, width;
+};
+
 }  // namespace zskd

@@ -1,5 +1,6 @@
 """Makes impressions: inputs that the teacher answers with a drawn target (section 3 of the paper)."""
 
+import contextlib
 import copy
 import dataclasses
 import math
@@ -16,6 +17,7 @@ from zskd_fast import cuda_graph, ops
 from zskd_fast.class_similarity import class_similarity, concentration, find_classifier_layer
 from zskd_fast.classifier import Classifier, LogitsFn, frozen, tensor_sha256, weights_sha256
 from zskd_fast.errors import InputError
+from zskd_fast.fast_calls import fast_calls
 from zskd_fast.fast_teacher import fast_teacher
 from zskd_fast.fingerprint import as_json
 from zskd_fast.impressions import Impressions
@@ -74,6 +76,7 @@ class Synthesizer:
         self.layer, self.similarity = self._similarity(layer)
         self._check_gradient()
         self._fast_teacher = fast_teacher(self._teacher, recipe, logits_fn=logits_fn)
+        self._fast_calls = contextlib.nullcontext() if recipe.compile_teacher else fast_calls(self.device)
 
     def run(
         self, ids: torch.Tensor | Sequence[int], *, progress: Callable[[int], object] | None = None
@@ -210,7 +213,7 @@ class Synthesizer:
 
         The op's own gradient of the logits, written into a buffer, starts the teacher's backward pass.
         """
-        with torch.enable_grad(), self.timer("teacher forward"):
+        with torch.enable_grad(), self.timer("teacher forward"), self._fast_calls:
             logits = self._fast_teacher.logits(x)
         with self.timer("loss"):
             ops.soft_cross_entropy_value_and_grad(

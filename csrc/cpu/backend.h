@@ -12,6 +12,7 @@ int64_t first_invalid_concentration(const DirichletParams& p);  // the row, or -
 void dirichlet(const DirichletParams& p);
 void philox(const PhiloxParams& p);
 void impression_update(const ImpressionUpdateParams& p);
+void max_pool(const MaxPoolParams& p);
 
 // In one order that does not depend on the number of threads.
 double sum(const float* values, int64_t count);

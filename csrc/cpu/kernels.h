@@ -12,6 +12,7 @@
   int64_t first_invalid_concentration(const DirichletParams& p, int64_t begin, int64_t end);  \
   void philox(const PhiloxParams& p, int64_t begin, int64_t end);                             \
   void impression_update(const ImpressionUpdateParams& p, int64_t begin, int64_t end);        \
+  void max_pool(const MaxPoolParams& p, int64_t begin, int64_t end);                          \
   }
 
 ZSKD_DECLARE_KERNELS(baseline)

@@ -29,8 +29,6 @@ ZSKD_INLINE void transpose_block(Q (&q)[kBlock]) {
   q[3] = ZSKD_SHUFFLE(high01, high23, 2, 3, 6, 7);
 }
 
-#undef ZSKD_SHUFFLE
-
 template <class T>
 ZSKD_INLINE void load_block(const T* from, typename Quad<accumulate_t<T>>::Type& q) {
   if constexpr (sizeof(T) == sizeof(accumulate_t<T>)) {

@@ -23,5 +23,7 @@ at::Tensor philox(const at::Tensor& ids, int64_t count, int64_t seed, int64_t st
 void impression_update_(at::Tensor x, const at::Tensor& grad, at::Tensor exp_avg, at::Tensor exp_avg_sq,
                         const at::Tensor& step, const at::Tensor& lr, double beta1, double beta2, double eps, double l1,
                         double l2, const at::Tensor& lo, const at::Tensor& hi);
+// The maxima of the windows of 2x2, and where in its plane each lies. On a CPU alone.
+std::tuple<at::Tensor, at::Tensor> max_pool(const at::Tensor& x);
 
 }  // namespace zskd::ops

@@ -3,6 +3,7 @@
 from zskd_fast.ops.dirichlet import dirichlet
 from zskd_fast.ops.distillation_loss import distillation_loss
 from zskd_fast.ops.impression_update import impression_update_
+from zskd_fast.ops.max_pool import max_pool
 from zskd_fast.ops.philox import philox
 from zskd_fast.ops.soft_cross_entropy import soft_cross_entropy, soft_cross_entropy_value_and_grad
 
@@ -10,6 +11,7 @@ __all__ = [
     "dirichlet",
     "distillation_loss",
     "impression_update_",
+    "max_pool",
     "philox",
     "soft_cross_entropy",
     "soft_cross_entropy_value_and_grad",
