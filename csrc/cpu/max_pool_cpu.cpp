@@ -7,9 +7,9 @@
 namespace zskd::cpu::ZSKD_ISA {
 namespace {
 
-typedef Quad<float>::Type Floats;
-typedef int32_t Ints __attribute__((vector_size(kBlock * sizeof(int32_t))));
-typedef int64_t Longs __attribute__((vector_size(kBlock * sizeof(int64_t))));
+using Floats = Quad<float>;
+using Ints = Quad<int32_t>;
+using Longs = Quad<int64_t>;
 
 struct Rows {
   const float *upper, *lower;

@@ -95,20 +95,20 @@ ZSKD_INLINE T exp(T x) {
   return p * power_of_two<T>(half) * power_of_two<T>(n - half);
 }
 
-// exp(x) for x <= 0, where a result below the smallest normal number may be flushed to 0: one factor, one select.
+// exp(x) for x <= 0, where a result below the smallest normal number may be flushed to 0: one factor, which is 0 itself
+// from n = -kBias on.
 template <class T>
 ZSKD_INLINE T exp_nonpositive(T x) {
   using B = Binary<T>;
   using Int = typename B::Int;
-  constexpr T lowest = T(-(B::kBias - 2)) * T(0.693147180559945309417);  // n >= -(kBias - 1)
+  constexpr T lowest = T(-B::kBias) * T(0.693147180559945309417);
   const T clamped = at_least(x, lowest);
   const T shifted = fma(clamped, B::kLog2E, B::kRoundToInt);
   const Int n = bit_cast<Int>(shifted) - bit_cast<Int>(B::kRoundToInt);
   const T whole = shifted - B::kRoundToInt;
   const T r = fma(-whole, B::kLn2Low, fma(-whole, B::kLn2High, clamped));
-  const T p = fma(r * r, exp_tail(r), r) + T(1);
-  const T result = p * power_of_two<T>(n);
-  return x < lowest ? T(0) : result;
+  const T p = fma(r, fma(r, exp_tail(r), T(1)), T(1));
+  return p * power_of_two<T>(n);
 }
 
 // x = 2^e (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)).
