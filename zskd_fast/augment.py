@@ -9,6 +9,7 @@ from zskd_fast import ops, streams
 from zskd_fast.errors import InputError
 from zskd_fast.input_spec import InputSpec
 from zskd_fast.recipe import AugmentationRecipe
+from zskd_fast.start_noise import pixel_centres
 
 
 def augment(
@@ -42,10 +43,19 @@ def check_augmentation(recipe: AugmentationRecipe, input_spec: InputSpec) -> Non
 
 def _move(x, positions, recipe, seed, background):
     matrices = _affine_matrices(positions, recipe, seed, aspect=x.shape[-2] / x.shape[-1])
-    grid = F.affine_grid(matrices.to(x.dtype), list(x.shape), align_corners=False)
+    grid = _grid(matrices.to(x.dtype), *x.shape[-2:])
     # grid_sample pads with zeros; the range's floor is what an empty background looks like.
     moved = F.grid_sample(x - background, grid, padding_mode="zeros", align_corners=False)
     return moved.add_(background)
+
+
+def _grid(matrices, height, width):
+    """Where each output pixel looks, [N, H, W, 2]; affine_grid multiplies small matrices for it, slowly."""
+    rows = pixel_centres(height, matrices.device).reshape(height, 1)
+    columns = pixel_centres(width, matrices.device)
+    by_column, by_row, shift = (part.reshape(-1, 2, 1, 1) for part in matrices.unbind(2))
+    places = torch.addcmul(torch.addcmul(shift, by_row, rows), by_column, columns)
+    return places.permute(0, 2, 3, 1)
 
 
 def _affine_matrices(positions, recipe, seed, aspect):

@@ -19,6 +19,7 @@ from zskd_fast.checkpoint import Checkpoint, TrainingState
 from zskd_fast.classifier import Classifier, LogitsFn, frozen, tensor_sha256, weights_sha256
 from zskd_fast.distributed import joined, replicated
 from zskd_fast.errors import InputError
+from zskd_fast.fast_calls import fast_calls
 from zskd_fast.fingerprint import as_json
 from zskd_fast.input_spec import InputSpec
 from zskd_fast.mapped_rows import MappedRows
@@ -190,7 +191,12 @@ class Distiller:
         devices = [self.device] if self.device.type == "cuda" else []
         try:
             student.train()
-            with frozen(self._teacher.model), torch.random.fork_rng(devices), torch.enable_grad():
+            with (
+                frozen(self._teacher.model),
+                torch.random.fork_rng(devices),
+                torch.enable_grad(),
+                fast_calls(self.device),
+            ):
                 yield
         finally:
             for module, mode in modes:

@@ -9,8 +9,8 @@ from zskd_fast.errors import InputError
 from zskd_fast.input_spec import InputSpec
 from zskd_fast.recipe import StartRecipe
 
-# Place, half-axes, angle and outline of a leaf; one grey value per channel follows.
-_DRAWS = 6
+# Place, half-axes and angle of a leaf; one grey value per channel follows.
+_DRAWS = 5
 
 
 def start_noise(
@@ -53,29 +53,39 @@ def _dead_leaves(ids, recipe, shape, seed, stream):
     channels, height, width = shape
     draws = ops.philox(ids, recipe.leaves * (_DRAWS + channels), seed=seed, stream=stream)
     draws = draws.reshape(len(ids), recipe.leaves, _DRAWS + channels, 1, 1)
-    rows = _pixel_centres(height, ids.device).reshape(1, height, 1)
-    columns = _pixel_centres(width, ids.device).reshape(1, 1, width)
+    rows = pixel_centres(height, ids.device).reshape(1, height, 1)
+    columns = pixel_centres(width, ids.device).reshape(1, 1, width)
     image = torch.zeros((len(ids), *shape), device=ids.device)
     for leaf in range(recipe.leaves):
-        inside = _covered(draws[:, leaf, :_DRAWS], rows, columns, recipe.leaf_size)
+        shape_of = _box if leaf % 2 else _ellipse
+        inside = shape_of(*_own_axes(draws[:, leaf, :_DRAWS], rows, columns, recipe.leaf_size))
         image = torch.where(inside.unsqueeze(1), draws[:, leaf, _DRAWS:], image)
     return image
 
 
-def _covered(draws, rows, columns, leaf_size):
-    """Which pixels a leaf covers, [N, H, W]; lengths are in halves of the image's height and width."""
+def _own_axes(draws, rows, columns, leaf_size):
+    """The place of every pixel along the two axes of a leaf, [N, H, W] each, in units of its half-axes."""
     smallest, largest = leaf_size
+    # Lengths are in halves of the image's height and width.
     middle_row, middle_column = 2 * draws[:, 0] - 1, 2 * draws[:, 1] - 1
     half_axes = smallest + (largest - smallest) * draws[:, 2:4]
     angle = math.pi * draws[:, 4]
     cos, sin = torch.cos(angle), torch.sin(angle)
     down, right = rows - middle_row, columns - middle_column
-    u = (cos * right + sin * down) / half_axes[:, 0]
-    v = (cos * down - sin * right) / half_axes[:, 1]
-    is_box = draws[:, 5] < 0.5
-    return torch.where(is_box, torch.maximum(u.abs(), v.abs()), u * u + v * v) < 1
+    # The divisions come before the sums, while rows and columns are still apart.
+    along = cos / half_axes[:, 0] * right + sin / half_axes[:, 0] * down
+    across = cos / half_axes[:, 1] * down - sin / half_axes[:, 1] * right
+    return along, across
 
 
-def _pixel_centres(count, device):
-    """The middle of each of `count` pixels on the way from -1 to 1."""
+def _ellipse(along, across):
+    return torch.addcmul(along.square_(), across, across) < 1
+
+
+def _box(along, across):
+    return torch.maximum(along.abs_(), across.abs_()) < 1
+
+
+def pixel_centres(count, device):
+    """The middle of each of `count` pixels on the way from -1 to 1: float32 [count]."""
     return (2 * torch.arange(count, dtype=torch.float32, device=device) + 1) / count - 1
