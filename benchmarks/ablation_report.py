@@ -32,7 +32,11 @@ def main() -> int:
     factors = [factor for factor in FACTORS if any(row.factor == factor for row in rows)]
     _draw(rows, factors)
     tables = [f"### {factor.capitalize()}\n\n{_table(rows, factor)}" for factor in factors]
-    fill(_PAGE, "\n\n".join([_ranking(rows), f"![ablation](../benchmarks/plots/{_PLOT.name})", *tables]))
+    fill(
+        _PAGE,
+        "\n\n".join([_ranking(rows), f"![ablation](../benchmarks/plots/{_PLOT.name})", *tables]),
+        mark="ablation",
+    )
     return 0
 
 

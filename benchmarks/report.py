@@ -10,8 +10,10 @@ from benchmarks.lookup import Lookup, lookups
 from benchmarks.plots import draw_plots
 from benchmarks.results import RESULTS, read_rows
 from benchmarks.tables import figures_table, sections
+from zskd_fast.repro.results import read_outcomes
+from zskd_fast.repro.table import accuracy_table
 
-_BEGIN, _END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
+ACCURACY = RESULTS.parent / "accuracy.csv"
 
 
 def main() -> int:
@@ -26,17 +28,21 @@ def main() -> int:
     fill(folder / "README.md", "\n\n".join([*map(_full, found), _images(pictures, "")]))
     short = [f"On {_place(first)}:", figures_table(first), _images(pictures, f"{folder.name}/")]
     fill(machine.ROOT / "README.md", "\n\n".join(short))
+    outcomes = read_outcomes(ACCURACY)
+    if outcomes:
+        fill(machine.ROOT / "README.md", accuracy_table(outcomes), mark="accuracy")
     return 0
 
 
-def fill(path: Path, text: str) -> None:
+def fill(path: Path, text: str, mark: str = "benchmarks") -> None:
     """Put ``text`` between the two marks of a file. Raises ValueError if a mark is not there once, in order."""
+    first, last = f"<!-- {mark} -->", f"<!-- /{mark} -->"
     content = path.read_text("utf-8")
-    before, begin, rest = content.partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    if not begin or not end or _BEGIN in after or _END in after:
-        raise ValueError(f"{path} must hold {_BEGIN} and after it {_END}, once each")
-    path.write_text(f"{before}{_BEGIN}\n\n{text}\n\n{_END}{after}", "utf-8")
+    before, begin, rest = content.partition(first)
+    _, end, after = rest.partition(last)
+    if not begin or not end or first in after or last in after:
+        raise ValueError(f"{path} must hold {first} and after it {last}, once each")
+    path.write_text(f"{before}{first}\n\n{text}\n\n{last}{after}", "utf-8")
     print(f"redrawn       {path}")
 
 
