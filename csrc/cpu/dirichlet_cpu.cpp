@@ -11,6 +11,7 @@ namespace zskd::cpu::ZSKD_ISA {
 namespace {
 
 constexpr int64_t kChunk = 1024;       // elements
+constexpr int kGroup = 32;             // elements that are looked at together
 constexpr int64_t kShortClasses = 32;  // rows of at most so many classes lie side by side
 constexpr int kPartialSums = 16;       // of a row: part of the definition of a draw, the same in every backend
 
@@ -34,12 +35,21 @@ struct Elements {
     alpha[at] = concentration;
   }
 
-  // Those of `from` that are not accepted; `from` may be this. Picked first, without a branch to mispredict.
+  // Which of the kGroup elements from `first` on are not accepted, a bit for each.
+  uint32_t open_bits(int64_t first) const {
+    uint32_t bits = 0;
+#pragma omp simd reduction(| : bits)
+    for (int i = 0; i < kGroup; ++i) bits |= static_cast<uint32_t>(accepted[first + i] == A(0)) << i;
+    return count - first < kGroup ? bits & ((1u << (count - first)) - 1) : bits;
+  }
+
+  // Those of `from` that are not accepted; `from` may be this.
   void take_open(const Elements& from) {
     int64_t open = 0;
-    for (int32_t i = 0; i < from.count; ++i) {
-      picked[open] = i;
-      open += from.accepted[i] == A(0);
+    for (int64_t first = 0; first < from.count; first += kGroup) {
+      for (uint32_t bits = from.open_bits(first); bits != 0; bits &= bits - 1) {
+        picked[open++] = static_cast<int32_t>(first) + __builtin_ctz(bits);
+      }
     }
     for (int64_t i = 0; i < open; ++i) {
       const int32_t at = picked[i];
@@ -97,7 +107,7 @@ void normalise_row(const A* log_gamma, A* exponential, int64_t classes, bool log
 #pragma omp simd reduction(max : max)
   for (int64_t c = 0; c < classes; ++c) max = math::at_least(max, log_gamma[c]);
 #pragma omp simd
-  for (int64_t c = 0; c < classes; ++c) exponential[c] = math::exp(log_gamma[c] - max);
+  for (int64_t c = 0; c < classes; ++c) exponential[c] = math::exp_nonpositive(log_gamma[c] - max);
   const A sum = row_sum(exponential, classes);
   const A log_sum = math::log_normal(sum);
   if (log) {
@@ -122,7 +132,7 @@ void normalise_columns(A* log_gamma, int64_t rows, int64_t classes, bool log) {
 #pragma omp simd
     for (int64_t r = 0; r < rows; ++r) {
       log_gamma[c * rows + r] -= max[r];
-      sums[c * rows + r] = exponential[c * rows + r] = math::exp(log_gamma[c * rows + r]);
+      sums[c * rows + r] = exponential[c * rows + r] = math::exp_nonpositive(log_gamma[c * rows + r]);
     }
   }
   for (int64_t width = kPartialSums; width > 0; width /= 2) {

@@ -73,11 +73,11 @@ __device__ void normalise_row(const Sampler<T>& p, int64_t row, const A* log_gam
   for (int c = lane; c < classes; c += kPartialSums) max = math::at_least(max, log_gamma[c]);
   max = group_max(max, kPartialSums);
   A sum = 0;
-  for (int c = lane; c < classes; c += kPartialSums) sum += math::exp(log_gamma[c] - max);
+  for (int c = lane; c < classes; c += kPartialSums) sum += math::exp_nonpositive(log_gamma[c] - max);
   sum = group_sum(sum, kPartialSums);
   for (int c = lane; c < classes; c += kPartialSums) {
     const A value = log_gamma[c] - max;
-    p.write(row, c, value, math::exp(value), sum);
+    p.write(row, c, value, math::exp_nonpositive(value), sum);
   }
 }
 
@@ -120,7 +120,8 @@ __device__ A long_row_sum(const Sampler<T>& p, int64_t row, A max) {
   A sum = 0;  // a partial one in each of the first sixteen threads
   for (int64_t first = 0; first < p.classes; first += kChunk) {
     const int count = static_cast<int>(p.classes - first < kChunk ? p.classes - first : kChunk);
-    for (int i = threadIdx.x; i < count; i += kThreads) exponential[i] = math::exp(p.log_gamma(row, first + i) - max);
+    for (int i = threadIdx.x; i < count; i += kThreads)
+      exponential[i] = math::exp_nonpositive(p.log_gamma(row, first + i) - max);
     __syncthreads();
     if (threadIdx.x < kPartialSums) {
       for (int i = threadIdx.x; i < count; i += kPartialSums) sum += exponential[i];
@@ -145,7 +146,7 @@ __global__ void __launch_bounds__(kThreads) long_rows(const Sampler<T> p) {
     const A sum = long_row_sum(p, row, max);
     for (int64_t c = threadIdx.x; c < p.classes; c += kThreads) {
       const A value = p.log_gamma(row, c) - max;
-      p.write(row, c, value, math::exp(value), sum);
+      p.write(row, c, value, math::exp_nonpositive(value), sum);
     }
   }
 }
