@@ -46,6 +46,7 @@ def test_a_teacher_answers_to_the_bit_and_its_gradient_differs_by_rounding(answe
     assert answered == ["apply", "max_pool", "max_pool"]
     assert torch.equal(logits, wanted_logits)
     assert (grad - wanted).norm() <= 1e-6 * wanted.norm()
+    assert (grad - wanted).abs().max() <= 1e-6 * wanted.abs().max()
 
 
 @pytest.mark.parametrize("kernel", [(5, 5), (5, 7), (8, 6), (16, 16)])
