@@ -65,8 +65,13 @@ def _wants_input_gradient_alone(input, weight, bias):
         and input.dtype == weight.dtype == torch.float32
         and not weight.requires_grad
         and not (bias is not None and bias.requires_grad)
-        and torch._nnpack_available()  # asking also makes it ready
+        and _has_nnpack()
     )
+
+
+def _has_nnpack():
+    # Functions of torch that it does not promise to keep; asking for the library also makes it ready.
+    return hasattr(torch, "_nnpack_spatial_convolution") and torch._nnpack_available()
 
 
 class _Conv2d(torch.autograd.Function):
