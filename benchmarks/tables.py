@@ -8,7 +8,7 @@ from benchmarks.figures import FIGURES
 from benchmarks.lookup import Lookup, growth_exponent
 from benchmarks.results import Row
 
-_OPS = ("soft_cross_entropy", "distillation_loss", "dirichlet", "impression_update_")
+_OPS = ("soft_cross_entropy", "distillation_loss", "dirichlet", "impression_update_", "max_pool")
 _GROWTH = {"impressions": "impressions", "batch": "batch size", "classes": "classes K"}
 
 

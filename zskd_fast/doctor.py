@@ -125,12 +125,17 @@ def _impression_update(ops: ModuleType, device: torch.device) -> list[torch.Tens
     return [x, mean, square]
 
 
+def _max_pool(ops: ModuleType, device: torch.device) -> list[torch.Tensor]:
+    return [ops.max_pool(next(_inputs(device)).reshape(4, 2, 8, -1))]
+
+
 _TRIALS = {
     "soft_cross_entropy": _soft_cross_entropy,
     "distillation_loss": _distillation_loss,
     "dirichlet": _dirichlet,
     "philox": _philox,
     "impression_update_": _impression_update,
+    "max_pool": _max_pool,
 }
 
 
