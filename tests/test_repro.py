@@ -1,6 +1,7 @@
 """Repetitions: every way to a student, once each, written down and not done again."""
 
 import dataclasses
+import typing
 
 import pytest
 import torch
@@ -8,10 +9,12 @@ from test_data import idx_bytes
 
 from zskd_fast import cli
 from zskd_fast.errors import InputError
+from zskd_fast.options import Repro
 from zskd_fast.recipe import load_recipe
 from zskd_fast.repro import repeat as module
 from zskd_fast.repro.repeat import Order, repeat
 from zskd_fast.repro.results import Outcome, read_outcomes, upsert
+from zskd_fast.repro.setups import SETUPS
 from zskd_fast.repro.table import accuracy_table
 from zskd_fast.repro.ways import WAYS
 
@@ -151,6 +154,13 @@ def test_the_table_has_mean_and_deviation_over_seeds_beside_what_was_published()
     assert "Fashion" not in table
     many = accuracy_table([_outcome(image_steps=36_000_000)])
     assert "| 98.00 | 90.00 | 1,000 | 36.0 million | 30 | 1 |" in many
+
+
+def test_the_command_line_offers_every_setup_and_way():
+    """It names them itself, since it is read before torch is."""
+    hints = typing.get_type_hints(Repro)
+    assert typing.get_args(hints["name"]) == tuple(SETUPS)
+    assert typing.get_args(typing.get_args(hints["ways"])[0]) == tuple(WAYS) == Repro.ways
 
 
 def test_the_recommended_recipe_differs_in_its_sizes_alone():
