@@ -10,7 +10,7 @@ from zskd_fast.recipe import load_recipe
 from zskd_fast.synthesizer import Synthesizer
 
 SETTINGS = [50]  # steps of each impression; what comes before and after them is done once an impression
-SHAPES = [(100,)]  # impressions
+SHAPES = [(400,)]  # impressions: four batches, so that there is something for several cores
 QUICK_SETTINGS = [2]
 QUICK_SHAPES = [(100,)]
 PROVIDERS = ["zskd_fast", "plain loop", "plain loop, frozen teacher"]

@@ -101,6 +101,9 @@ class SynthesisRecipe:
     """Impressions per file of the store."""
     store_dtype: Literal["float32", "float16", "bfloat16"]
     """How x is kept in the store. In 16 bits it takes half the space and is rounded before the teacher labels it."""
+    parallel_batches: bool
+    """On a CPU, as many batches at once as there are threads; for small teachers whose forward pass leaves nothing in
+    the module. It changes the speed only."""
     fold_batch_norm: bool
     """Fold each batch normalisation into the convolution or linear layer before it; it changes the speed only."""
     channels_last: bool

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import math
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from zskd_fast.plan import Plan
 from zskd_fast.priors import add_total_variation_, check_priors
 from zskd_fast.recipe import SynthesisRecipe
 from zskd_fast.rounding import limits_in, round_
+from zskd_fast.side_by_side import side_by_side
 from zskd_fast.start_noise import check_start, start_noise
 
 if TYPE_CHECKING:
@@ -85,21 +87,19 @@ class Synthesizer:
 
         x is float32, rounded to the recipe's ``store_dtype`` before it is labelled, so that a store gives it back.
         The teacher is in eval mode with frozen parameters meanwhile, and as before afterwards. ``progress``
-        is called after each step with the number of impressions that took it, and once where no step is taken.
-        Raises InputError that names the first id if an impression comes out with NaN or infinity.
+        is called after each step with the number of impressions that took it, and once where no step is taken;
+        with ``parallel_batches`` from several threads, one at a time. Raises InputError that names the first id
+        if an impression comes out with NaN or infinity.
         """
         result = self._start(_as_ids(ids, self.device))
-        # One set of buffers serves all batches.
-        batch_size = min(self.recipe.batch_size, len(result))
-        moments = torch.empty((2, batch_size, *self.input_spec.shape), device=self.device)
-        grad_logits = torch.empty((batch_size, self.plan.num_classes), device=self.device)
-        with frozen(self._teacher.model):
-            for first in range(0, len(result), self.recipe.batch_size):
-                part = result[first : first + self.recipe.batch_size]
-                n = len(part)
-                self._optimise(part, *moments[:, :n].zero_(), grad_logits[:n], progress)
-                round_(part.x, self._store_dtype, self._store_limits)
-                self._label(part)
+        batches = [
+            result[first : first + self.recipe.batch_size]
+            for first in range(0, len(result), self.recipe.batch_size)
+        ]
+        workers, stop = self._workers(batches), threading.Event()
+        one_at_a_time = _one_at_a_time(progress)
+        with frozen(self._teacher.model), self.timer.shared_by(workers):
+            side_by_side(lambda part: self._make(part, one_at_a_time, stop), batches, workers, stop)
         _refuse_non_finite(result)
         return result
 
@@ -173,9 +173,25 @@ class Synthesizer:
         alpha = concentration(self.similarity, ids, self.plan, self.recipe.concentration_floor)
         return ops.dirichlet(alpha, ids, seed=self.seed)
 
-    def _optimise(self, part, exp_avg, exp_avg_sq, grad_logits, progress):
+    def _workers(self, batches):
+        """How many batches are made at once; a compiled teacher is compiled by one thread."""
+        if self.device.type != "cpu" or not self.recipe.parallel_batches or self.recipe.compile_teacher:
+            return 1
+        return min(torch.get_num_threads(), len(batches))
+
+    def _make(self, part, progress, stop):
+        # Batches are slices of one tensor: a change of one is a change of all to autograd, but for a copy.
+        x = part.x.clone()
+        self._optimise(dataclasses.replace(part, x=x), progress, stop)
+        part.x.copy_(x)
+        round_(part.x, self._store_dtype, self._store_limits)
+        self._label(part)
+
+    def _optimise(self, part, progress, stop):
         """Adam on part.x, in place; on a CUDA device each step is one launch of a graph."""
         recipe = self.recipe
+        exp_avg, exp_avg_sq = torch.zeros_like(part.x), torch.zeros_like(part.x)
+        grad_logits = torch.empty_like(part.target)
         low, high = self._limits()
         x = part.x.detach().requires_grad_()  # a leaf over the same memory
 
@@ -202,10 +218,11 @@ class Synthesizer:
         if x.is_cuda and recipe.steps >= cuda_graph.WORTH_CAPTURING:
             take_step = cuda_graph.captured(take_step, (part.x, exp_avg, exp_avg_sq), self.timer)
         for step in range(1, recipe.steps + 1):
+            if stop.is_set():
+                return
             take_step(step, _learning_rate(recipe, step))
-            if progress is not None:
-                progress(len(part))
-        if recipe.steps == 0 and progress is not None:
+            progress(len(part))
+        if recipe.steps == 0:
             progress(len(part))
 
     def _gradient(self, x, target, grad_logits):
@@ -288,6 +305,18 @@ def _make_shard(synthesizer, store, shard, bar):
         with synthesizer.timer("io"):
             store.write_shard(shard, impressions)
     return "made"
+
+
+def _one_at_a_time(progress):
+    """The callback, or nothing, for several threads."""
+    lock = threading.Lock()
+
+    def call(count):
+        if progress is not None:
+            with lock:
+                progress(count)
+
+    return call
 
 
 def _size(store, shards):
