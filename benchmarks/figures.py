@@ -95,6 +95,6 @@ FIGURES = [
         "synthesis, image-steps/s on LeNet-5 against the plain loop",
         3.0,
         "x",
-        _against("synthesis", ["plain loop"], ["100"]),
+        _against("synthesis", ["plain loop"], ["400"]),
     ),
 ]
