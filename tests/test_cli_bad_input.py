@@ -32,7 +32,11 @@ def bad_inputs():
     yield "unknown recipe", replaced("--recipe", "demo-mnits"), "no recipe is named 'demo-mnits'"
     yield "no recipe", replaced("--recipe"), "--recipe"
     yield "unknown option", [*RUN, "--synthesis.stepz", "3"], "--synthesis.stepz"
-    yield "senseless number", replaced("--synthesis.steps", "-1"), "synthesis.steps must be at least 0, got -1"
+    yield (
+        "senseless number",
+        replaced("--synthesis.steps", "-1"),
+        "synthesis.steps must be at least 0, got -1",
+    )
     yield "no teacher", ["run", *RECIPE, *STUDENT], "no model: wanted package.module:callable"
     yield "no such module", replaced("--teacher", "nowhere:teacher"), "cannot import nowhere"
     yield "no such callable", replaced("--teacher", "users_models:teachr"), "has no 'teachr'"
