@@ -2,9 +2,8 @@
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from zskd_fast.classifier import Classifier
+from zskd_fast.classifier import Classifier, modes_kept
 from zskd_fast.input_spec import InputSpec
 from zskd_fast.recipe import AdversaryRecipe
 
@@ -27,13 +26,10 @@ def harden(
     """
     low, high = input_spec.valid_range
     length = recipe.step_size * (high - low) * x[0].numel() ** 0.5
-    modes = [(module, module.training) for module in student.model.modules()]
-    student.model.eval()
-    try:
+    with modes_kept(student.model):
+        student.model.eval()
         for _ in range(recipe.steps):
             x = _step(x, _ascent(x, teacher, student, temperature), length).clamp_(low, high)
-    finally:
-        _restore(modes)
     return x
 
 
@@ -49,8 +45,3 @@ def _ascent(x, teacher, student, temperature):
 def _step(x, grad, length):
     norm = grad.flatten(1).norm(dim=1).clamp_min(1e-12)
     return torch.addcmul(x, grad, (length / norm).reshape(-1, *(1,) * (x.ndim - 1)))
-
-
-def _restore(modes: list[tuple[nn.Module, bool]]) -> None:
-    for module, mode in modes:
-        module.training = mode

@@ -88,20 +88,29 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
     The mode is kept per module and the flag per parameter: a partly frozen model comes back as it was.
     """
-    modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    with modes_kept(model):
+        try:
+            # An exported program has no modes and refuses to be asked.
+            with contextlib.suppress(NotImplementedError):
+                model.eval()
+            for parameter, _ in flags:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+
+
+@contextlib.contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Gives every module of the model its mode, train or eval, back afterwards, whatever happens."""
+    modes = [(module, module.training) for module in model.modules()]
     try:
-        # An exported program has no modes and refuses to be asked.
-        with contextlib.suppress(NotImplementedError):
-            model.eval()
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
         yield
     finally:
         for module, mode in modes:
             module.training = mode
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
 
 
 def weights_sha256(model: nn.Module) -> str:

@@ -16,7 +16,7 @@ from zskd_fast.adversary import harden
 from zskd_fast.augment import check_augmentation
 from zskd_fast.batches import Batches
 from zskd_fast.checkpoint import Checkpoint, TrainingState
-from zskd_fast.classifier import Classifier, LogitsFn, frozen, tensor_sha256, weights_sha256
+from zskd_fast.classifier import Classifier, LogitsFn, frozen, modes_kept, tensor_sha256, weights_sha256
 from zskd_fast.distributed import joined, replicated
 from zskd_fast.errors import InputError
 from zskd_fast.fast_calls import fast_calls
@@ -187,20 +187,16 @@ class Distiller:
     def _training(self):
         """The teacher frozen, the student in train mode, and torch's own random numbers put aside."""
         student = self._student.model
-        modes = [(module, module.training) for module in student.modules()]
         devices = [self.device] if self.device.type == "cuda" else []
-        try:
+        with (
+            modes_kept(student),
+            frozen(self._teacher.model),
+            torch.random.fork_rng(devices),
+            torch.enable_grad(),
+            fast_calls(self.device),
+        ):
             student.train()
-            with (
-                frozen(self._teacher.model),
-                torch.random.fork_rng(devices),
-                torch.enable_grad(),
-                fast_calls(self.device),
-            ):
-                yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
+            yield
 
     def _bar(self, state, progress):
         total, done = self.recipe.steps, state.step
