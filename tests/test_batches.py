@@ -20,9 +20,9 @@ def _numbered(count):
     return (torch.arange(count) / 100).reshape(-1, 1, 1, 1).expand(count, *IMAGE.shape).contiguous()
 
 
-def _batches(count=12, fraction=0.0, augmentation=None):
+def _batches(count=12, fraction=0.0, augmentation=None, world=_ALONE):
     recipe = distillation_recipe(augmentation, fresh=FreshRecipe(fraction, _START))
-    return Batches(_numbered(count), recipe, IMAGE, seed=3, device=_CPU)
+    return Batches(_numbered(count), recipe, IMAGE, seed=3, device=_CPU, world=world)
 
 
 def _is_stored(x):
@@ -31,7 +31,7 @@ def _is_stored(x):
 
 def test_every_impression_is_used_equally_often():
     batches = _batches(count=12)
-    used = torch.cat([batches.of(step, _ALONE).rows for step in range(9)])
+    used = torch.cat([batches.of(step).rows for step in range(9)])
     assert torch.equal(used.bincount(), torch.full((12,), 6))
     first, second = used[:12], used[12:24]
     assert not torch.equal(first, second), "both epochs have one order"
@@ -40,8 +40,8 @@ def test_every_impression_is_used_equally_often():
 def test_a_step_has_the_same_batch_whatever_came_before():
     batches = _batches(fraction=0.5)
     for step in range(6):
-        batches.of(step, _ALONE)
-    again, fresh = batches.of(2, _ALONE), _batches(fraction=0.5).of(2, _ALONE)
+        batches.of(step)
+    again, fresh = batches.of(2), _batches(fraction=0.5).of(2)
     assert torch.equal(again.x, fresh.x)
     assert torch.equal(again.rows, fresh.rows)
 
@@ -51,12 +51,12 @@ def test_a_share_of_each_batch_is_fresh_noise(fraction, count):
     batches = _batches(fraction=fraction)
     seen = []
     for step in range(5):
-        batch = batches.of(step, _ALONE)
+        batch = batches.of(step)
         stored = _is_stored(batch.x)
         assert int((~stored).sum()) == count
         assert torch.equal(batch.x[stored], _numbered(12)[batch.rows])
         positions = torch.arange(8 * step, 8 * step + 8)[~stored]
-        noise = start_noise(positions, _START, IMAGE, seed=3, stream=streams.FRESH_NOISE).clamp_(0, 1)
+        noise = start_noise(positions, _START, IMAGE, seed=3, stream=streams.FRESH_NOISE, clamp=True)
         assert torch.equal(batch.x[~stored], noise)
         seen += noise.flatten(1).tolist()
     assert len({tuple(row) for row in seen}) == 5 * count, "noise was used twice"
@@ -64,22 +64,23 @@ def test_a_share_of_each_batch_is_fresh_noise(fraction, count):
 
 def test_fresh_noise_is_spread_among_the_impressions():
     """Where each stood in a block, mixing with the next row would mix a kind with itself."""
-    stored = _is_stored(_batches(fraction=0.5).of(0, _ALONE).x)
+    stored = _is_stored(_batches(fraction=0.5).of(0).x)
     assert stored.tolist() in ([True, False] * 4, [False, True] * 4)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.5])
 def test_processes_share_the_batch_of_one(fraction):
-    batches = _batches(fraction=fraction, augmentation=augmentation_recipe(rotation_sigma=0.3, noise_max=0.1))
-    whole = batches.of(4, _ALONE)
-    for rank in range(3):
-        part = batches.of(4, World(rank, 3))
+    augmentation = augmentation_recipe(rotation_sigma=0.3, noise_max=0.1)
+    whole = _batches(fraction=fraction, augmentation=augmentation).of(4)
+    parts = [_batches(12, fraction, augmentation, World(rank, 3)).of(4) for rank in range(3)]
+    for rank, part in enumerate(parts):
         assert torch.equal(part.x, whole.x[rank::3])
+    assert sorted(torch.cat([part.rows for part in parts]).tolist()) == sorted(whole.rows.tolist())
 
 
 def test_fresh_noise_is_augmented_like_impressions():
-    still = _batches(fraction=1.0).of(0, _ALONE).x
-    moved = _batches(fraction=1.0, augmentation=augmentation_recipe(shift_sigma=0.3)).of(0, _ALONE).x
+    still = _batches(fraction=1.0).of(0).x
+    moved = _batches(fraction=1.0, augmentation=augmentation_recipe(shift_sigma=0.3)).of(0).x
     assert not torch.isclose(still, moved).flatten(1).all(dim=1).any()
 
 

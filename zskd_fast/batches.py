@@ -12,6 +12,8 @@ from zskd_fast.mapped_rows import MappedRows
 from zskd_fast.recipe import DistillationRecipe
 from zskd_fast.start_noise import start_noise
 
+_ALONE = World()
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -26,7 +28,8 @@ class Batch:
 class Batches:
     """Step by step the same batches for the same seed, whatever came before: a resumed run sees them again.
 
-    Of fresh noise every input is used once only; each comes from (seed, place in the run).
+    Each process of the world has its share of them. Of fresh noise every input is used once only; each comes from
+    (seed, place in the run).
     """
 
     def __init__(
@@ -37,33 +40,42 @@ class Batches:
         *,
         seed: int,
         device: torch.device,
+        world: World = _ALONE,
     ):
         self._x, self._recipe, self._spec = x, recipe, input_spec
         self._seed, self._device = seed, device
         self._order = _SampleOrder(len(x), seed, device)
-        self._is_fresh = _spread(recipe.fresh.count(recipe.batch_size), recipe.batch_size).to(device)
-        self._stored = recipe.batch_size - int(self._is_fresh.sum())
+        is_fresh = _spread(recipe.fresh.count(recipe.batch_size), recipe.batch_size)
+        self._stored = int((~is_fresh).sum())
+        # As places, not as masks: on a GPU the host would have to wait for a mask in each step.
+        mine = torch.arange(world.rank, recipe.batch_size, world.size)
+        self._mine = mine.to(device)
+        self._stored_places = (~is_fresh[mine]).nonzero()[:, 0].to(device)
+        self._fresh_places = is_fresh[mine].nonzero()[:, 0].to(device)
+        # Of the impressions that a step uses, which this process takes.
+        self._taken = ((~is_fresh).cumsum(0) - 1)[mine][~is_fresh[mine]].to(device)
 
-    def of(self, step: int, world: World) -> Batch:
+    def of(self, step: int) -> Batch:
         """The share that this process has of the batch of a step."""
-        size = self._recipe.batch_size
-        positions = torch.arange(step * size, (step + 1) * size, device=self._device)
-        rows = torch.empty_like(positions)
-        rows[~self._is_fresh] = self._order.rows(step * self._stored, (step + 1) * self._stored)
-        mine = slice(world.rank, None, world.size)
-        positions, rows, is_fresh = positions[mine], rows[mine], self._is_fresh[mine]
-        x, rows = self._inputs(positions, rows, is_fresh), rows[~is_fresh]
+        positions = self._mine + step * self._recipe.batch_size
+        rows = self._order.rows(step * self._stored, (step + 1) * self._stored)[self._taken]
+        x = self._inputs(positions, rows)
         x = augment(x, positions, self._recipe.augmentation, seed=self._seed, input_spec=self._spec)
         return Batch(x, rows)
 
-    def _inputs(self, positions, rows, is_fresh):
-        if self._stored == self._recipe.batch_size:
+    def _inputs(self, positions, rows):
+        if not len(self._fresh_places):
             return self._x[rows]
-        x = torch.empty((len(rows), *self._spec.shape), device=self._device)
-        x[~is_fresh] = self._x[rows[~is_fresh]]
-        start, stream = self._recipe.fresh.start, streams.FRESH_NOISE
-        noise = start_noise(positions[is_fresh], start, self._spec, seed=self._seed, stream=stream)
-        x[is_fresh] = noise.clamp_(*self._spec.valid_range)
+        x = torch.empty((len(positions), *self._spec.shape), device=self._device)
+        x[self._stored_places] = self._x[rows]
+        x[self._fresh_places] = start_noise(
+            positions[self._fresh_places],
+            self._recipe.fresh.start,
+            self._spec,
+            seed=self._seed,
+            stream=streams.FRESH_NOISE,
+            clamp=True,
+        )
         return x
 
 

@@ -123,7 +123,7 @@ class Distiller:
             teacher_logits = teacher_logits.to(self.device)
         self._check_same_step(state, world)
         student = replicated(self._student, world)
-        batches = Batches(x, self.recipe, self.input_spec, seed=self.seed, device=self.device)
+        batches = Batches(x, self.recipe, self.input_spec, seed=self.seed, device=self.device, world=world)
         with self._training(), self._bar(state, progress and world.is_first) as bar:
             while state.step < self.recipe.steps:
                 self._step(state, student, batches, teacher_logits, world)
@@ -204,7 +204,7 @@ class Distiller:
 
     def _step(self, state, student, batches, teacher_logits, world):
         with self.timer("augmentation"):
-            batch = batches.of(state.step, world)
+            batch = batches.of(state.step)
         x = self._hardened(batch.x, state)
         with self.timer("teacher forward"), torch.no_grad():
             wanted = self._teacher.logits(x) if self.recipe.relabel else teacher_logits[batch.rows]

@@ -20,10 +20,12 @@ def start_noise(
     *,
     seed: int,
     stream: int = streams.START_NOISE,
+    clamp: bool = False,
 ) -> torch.Tensor:
     """The start of each impression: ids[N] int64 -> [N, *shape] float32 in the raw range, on the device of ids.
 
-    A start depends on (seed, id, stream) and on the recipe, on nothing else. Raises InputError if dead leaves are
+    With ``clamp`` it is in the valid range. A start depends on (seed, id, stream) and on the recipe, on nothing else.
+    Raises InputError if dead leaves are
     wanted of inputs that are not images [C, H, W].
     """
     check_start(recipe, input_spec)
@@ -32,7 +34,8 @@ def start_noise(
     else:
         count = math.prod(input_spec.shape)
         noise = ops.philox(ids, count, seed=seed, stream=stream, distribution=recipe.noise)
-    return noise.mul_(recipe.scale).add_(recipe.shift).reshape(len(ids), *input_spec.shape)
+    noise = noise.mul_(recipe.scale).add_(recipe.shift).reshape(len(ids), *input_spec.shape)
+    return noise.clamp_(*input_spec.valid_range) if clamp else noise
 
 
 def check_start(recipe: StartRecipe, input_spec: InputSpec) -> None:

@@ -164,8 +164,8 @@ class Synthesizer:
             )
 
     def _start_noise(self, ids):
-        noise = start_noise(ids, self.recipe.start, self.input_spec, seed=self.seed)
-        return noise.clamp_(*self._limits())
+        recipe = self.recipe
+        return start_noise(ids, recipe.start, self.input_spec, seed=self.seed, clamp=recipe.clamp)
 
     def _targets(self, ids):
         if self.recipe.targets == "one_hot":
