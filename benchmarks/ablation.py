@@ -7,31 +7,29 @@ impressions and start noise of the base recipe, from ids that no run uses.
 
 from __future__ import annotations
 
-import csv
 import tempfile
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass, field, fields
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import tyro
 
-from zskd_fast.classifier import Classifier
 from zskd_fast.commands import set_up
-from zskd_fast.evaluation import agreement, load_test_set
+from zskd_fast.evaluation import load_test_set
 from zskd_fast.loading import load_state
 from zskd_fast.options import Machine
-from zskd_fast.pipeline import Job, load_student, load_teacher, make_synthesizer, run_job
+from zskd_fast.pipeline import Job, load_student, load_teacher, run_job
 from zskd_fast.recipe import Recipe, load_recipe, recipe_from_dict, recipe_to_dict
+from zskd_fast.repro.probe import Probe
+from zskd_fast.repro.results import read_table, upsert
 from zskd_fast.repro.setups import SETUPS
-from zskd_fast.start_noise import start_noise
 
 RESULTS = Path(__file__).parent / "ablation.csv"
 BASE = "base"
 _DATA_SETS = ("fast-mnist", "fast-fashion")
 _STUDENT_STEPS = 3000
-_PROBE = range(2**40, 2**40 + 1000)
 
 # Factor -> value as shown -> the keys of the recipe that it changes.
 _START, _FRESH, _AUGMENTATION = "synthesis.start.", "distillation.fresh.", "distillation.augmentation."
@@ -101,8 +99,8 @@ class Row:
     threads: int
 
     @property
-    def run(self) -> tuple[str, str, str, int]:
-        """What names it."""
+    def key(self) -> tuple[str, str, str, int]:
+        """What names the run."""
         return (self.data_set, self.factor, self.value, self.seed)
 
 
@@ -134,28 +132,16 @@ def changed(recipe: Recipe, changes: dict[str, object]) -> Recipe:
     return recipe_from_dict(values)
 
 
-def read_rows(path: Path = RESULTS) -> list[Row]:
-    """The rows of the file; none if it is not there."""
-    if not path.exists():
-        return []
-    kinds = {"int": int, "float": float, "str": str}
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            Row(**{column.name: kinds[column.type](cells[column.name]) for column in fields(Row)})
-            for cells in csv.DictReader(file)
-        ]
-
-
 def main(order: Ablation) -> None:
     """Run after run, each added to the file when it is done."""
     device = set_up(order.machine)
-    done = {row.run for row in read_rows()}
+    done = {row.key for row in read_table(RESULTS, Row)}
     for data_set in order.data_sets:
         judge = _Judge(data_set, device)
         for factor, value, changes in _runs(order.factors):
             if (data_set, factor, value, order.machine.seed) not in done:
                 row = judge.row(factor, value, changed(base_recipe(), changes), order.machine.seed)
-                _append(row)
+                upsert(RESULTS, [row])
                 print(*astuple(row)[:7], flush=True)
 
 
@@ -174,9 +160,7 @@ class _Judge:
         self.data_set, self.setup, self.device = data_set, SETUPS[data_set], device
         self.teacher = load_teacher(self.setup.teacher, device)
         self.test = load_test_set(self.setup.test_data, recipe.input)
-        made = make_synthesizer(self.teacher, recipe.input, recipe.synthesis, seed=0).run(_PROBE)
-        noise = start_noise(made.id, recipe.synthesis.start, recipe.input, seed=0)
-        self.probe = made.x, noise.clamp_(*recipe.input.valid_range)
+        self.probe = Probe(self.teacher, recipe, seed=0)
 
     def row(self, factor: str, value: str, recipe: Recipe, seed: int) -> Row:
         """One run from the teacher to the student, in a folder that is thrown away."""
@@ -188,27 +172,17 @@ class _Judge:
             )
             run = run_job(job, recipe.synthesis)
             student.module.load_state_dict(load_state(run.student_path))
-        pair = [Classifier(model.module, recipe.input) for model in (self.teacher, student)]
         return Row(
             self.data_set,
             factor,
             value,
             seed,
             run.record.accuracy.student,
-            *(agreement(*pair, x) for x in self.probe),
+            *self.probe.agreements(student.module),
             run.record.synthesis.seconds,
             run.record.distillation.seconds,
             torch.get_num_threads(),
         )
-
-
-def _append(row: Row) -> None:
-    new = not RESULTS.exists()
-    with RESULTS.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if new:
-            writer.writerow(column.name for column in fields(Row))
-        writer.writerow(astuple(row))
 
 
 if __name__ == "__main__":

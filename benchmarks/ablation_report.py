@@ -11,10 +11,11 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 from scipy.stats import spearmanr
 
-from benchmarks.ablation import BASE, FACTORS, Row, read_rows
+from benchmarks.ablation import BASE, FACTORS, RESULTS, Row
 from benchmarks.machine import ROOT
 from benchmarks.plots import PLOTS, STYLE, save
 from benchmarks.report import fill
+from zskd_fast.repro.results import read_table
 from zskd_fast.repro.setups import SETUPS
 
 _PAGE = ROOT / "docs" / "recipes.md"
@@ -25,7 +26,7 @@ _MEASURES = {"agreement_impressions": "impressions", "agreement_noise": "start n
 
 def main() -> int:
     """Fill the marked place of the page; returns 1 if there is nothing to show."""
-    rows = read_rows()
+    rows = read_table(RESULTS, Row)
     if not rows:
         print("ablation.csv holds no rows; run: python -m benchmarks.ablation", file=sys.stderr)
         return 1
@@ -113,7 +114,7 @@ def _data_sets(rows: Iterable[Row]) -> list[str]:
 
 def _find(rows: Iterable[Row], data_set: str, factor: str, value: str) -> Row | None:
     wanted = (data_set, BASE if value == BASE else factor, value)
-    return next((row for row in rows if row.run[:3] == wanted), None)
+    return next((row for row in rows if row.key[:3] == wanted), None)
 
 
 if __name__ == "__main__":

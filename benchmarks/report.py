@@ -10,7 +10,7 @@ from benchmarks.lookup import Lookup, lookups
 from benchmarks.plots import draw_plots
 from benchmarks.results import RESULTS, read_rows
 from benchmarks.tables import figures_table, sections
-from zskd_fast.repro.results import read_outcomes
+from zskd_fast.repro.results import Outcome, read_table
 from zskd_fast.repro.table import accuracy_table
 
 ACCURACY = RESULTS.parent / "accuracy.csv"
@@ -28,7 +28,7 @@ def main() -> int:
     fill(folder / "README.md", "\n\n".join([*map(_full, found), _images(pictures, "")]))
     short = [f"On {_place(first)}:", figures_table(first), _images(pictures, f"{folder.name}/")]
     fill(machine.ROOT / "README.md", "\n\n".join(short))
-    outcomes = read_outcomes(ACCURACY)
+    outcomes = read_table(ACCURACY, Outcome)
     if outcomes:
         fill(machine.ROOT / "README.md", accuracy_table(outcomes), mark="accuracy")
     return 0

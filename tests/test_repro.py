@@ -13,7 +13,7 @@ from zskd_fast.options import Repro
 from zskd_fast.recipe import load_recipe
 from zskd_fast.repro import repeat as module
 from zskd_fast.repro.repeat import Order, repeat
-from zskd_fast.repro.results import Outcome, read_outcomes, upsert
+from zskd_fast.repro.results import Outcome, read_table, upsert
 from zskd_fast.repro.setups import SETUPS
 from zskd_fast.repro.table import accuracy_table
 from zskd_fast.repro.ways import WAYS
@@ -75,7 +75,7 @@ def test_takes_every_way_and_says_what_it_cost(tmp_path, data):
     order = _order(tmp_path, data)
     outcomes = {outcome.way: outcome for outcome in repeat(order, _CPU)}
     assert list(outcomes) == list(WAYS)
-    assert read_outcomes(order.results) == sorted(outcomes.values(), key=lambda outcome: outcome.key)
+    assert read_table(order.results, Outcome) == sorted(outcomes.values(), key=lambda outcome: outcome.key)
     steps = {way: outcome.image_steps for way, outcome in outcomes.items()}
     assert steps == {
         "zskd": 60, "class-impressions": 60, "start-noise": 0, "real-kd": 0, "real-ce": 0
@@ -127,7 +127,7 @@ def test_a_new_row_replaces_the_one_of_the_same_run(tmp_path):
     path = tmp_path / "results" / "all.csv"
     upsert(path, [_outcome(seed=1), _outcome(seed=0)])
     upsert(path, [_outcome(seed=1, student_accuracy=0.5), _outcome(threads=1)])
-    rows = read_outcomes(path)
+    rows = read_table(path, Outcome)
     assert [(row.seed, row.threads, row.student_accuracy) for row in rows] == [
         (0, 1, 0.98),
         (0, 2, 0.98),
@@ -139,7 +139,7 @@ def test_a_new_row_replaces_the_one_of_the_same_run(tmp_path):
 def test_another_kind_of_file_is_refused_and_kept(tmp_path):
     path = tmp_path / "notes.csv"
     path.write_text("a,b\n1,2\n")
-    with pytest.raises(InputError, match=r"notes\.csv is not a file of reproductions"):
+    with pytest.raises(InputError, match=r"notes\.csv is not a table with a row for each Outcome"):
         upsert(path, [_outcome()])
     assert path.read_text() == "a,b\n1,2\n"
 

@@ -13,7 +13,7 @@ from zskd_fast.errors import InputError
 from zskd_fast.evaluation import load_test_set
 from zskd_fast.pipeline import load_teacher
 from zskd_fast.recipe import Recipe
-from zskd_fast.repro.results import Outcome, read_outcomes, upsert
+from zskd_fast.repro.results import Outcome, read_table, upsert
 from zskd_fast.repro.setups import SETUPS
 from zskd_fast.repro.ways import REAL, Task, run_way
 
@@ -69,7 +69,7 @@ def _training_split(order: Order) -> LabelledImages | None:
 
 def _ways_of(task: Task, order: Order) -> list[Outcome]:
     file = task.folder / "outcomes.csv"
-    known = {outcome.way: outcome for outcome in read_outcomes(file)}
+    known = {outcome.way: outcome for outcome in read_table(file, Outcome)}
     for way in order.ways:
         if way not in known:
             known[way] = run_way(way, task, known.get("zskd"))

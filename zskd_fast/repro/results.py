@@ -1,4 +1,4 @@
-"""What a repetition gave: a row of a CSV file for each setup, way and seed."""
+"""What a repetition gave: a row of a CSV file for each setup, way and seed; and such files of other rows."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import dataclasses
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from zskd_fast.errors import InputError
 from zskd_fast.files import write_atomically
 
-__all__ = ["Outcome", "read_outcomes", "upsert"]
+__all__ = ["Outcome", "read_table", "upsert"]
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,20 @@ class Outcome:
         return self.synthesis_seconds + self.distillation_seconds
 
 
-_FIELDS = dataclasses.fields(Outcome)
 _READ = {"int": int, "float": float, "str": str, "float | None": lambda cell: float(cell) if cell else None}
 
 
-def read_outcomes(path: str | Path) -> list[Outcome]:
+class _Keyed(Protocol):
+    """A dataclass of numbers and words."""
+
+    @property
+    def key(self) -> tuple: ...
+
+
+_Row = TypeVar("_Row", bound=_Keyed)
+
+
+def read_table(path: str | Path, kind: type[_Row]) -> list[_Row]:
     """The rows of a file, in its order; none if it is not there. Raises InputError if it is another kind of file."""
     path = Path(path)
     if not path.exists():
@@ -65,18 +75,19 @@ def read_outcomes(path: str | Path) -> list[Outcome]:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         return [
-            Outcome(**{field.name: _READ[field.type](row[field.name]) for field in _FIELDS}) for row in rows
+            kind(**{field.name: _READ[field.type](row[field.name]) for field in dataclasses.fields(kind)})
+            for row in rows
         ]
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is not a file of reproductions: {error!r}") from error
+        raise InputError(f"{path} is not a table with a row for each {kind.__name__}: {error!r}") from error
 
 
-def upsert(path: str | Path, outcomes: list[Outcome]) -> None:
-    """Puts rows into a file, each in the place of the row with its key; the file stays sorted."""
-    rows = {outcome.key: outcome for outcome in [*read_outcomes(path), *outcomes]}
+def upsert(path: str | Path, new: list[_Row]) -> None:
+    """Puts rows of one kind into a file, each in the place of the row with its key; the file stays sorted."""
+    rows = {row.key: row for row in [*read_table(path, type(new[0])), *new]}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(field.name for field in _FIELDS)
+    writer.writerow(field.name for field in dataclasses.fields(new[0]))
     for key in sorted(rows):
         writer.writerow("" if cell is None else cell for cell in dataclasses.astuple(rows[key]))
     Path(path).parent.mkdir(parents=True, exist_ok=True)

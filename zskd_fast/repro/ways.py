@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,15 +10,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from zskd_fast.classifier import Classifier
 from zskd_fast.data import LabelledImages, to_input
 from zskd_fast.distiller import Distiller
 from zskd_fast.doctor import environment
 from zskd_fast.errors import InputError
-from zskd_fast.evaluation import TestSet, accuracy, agreement
+from zskd_fast.evaluation import TestSet, accuracy
 from zskd_fast.loading import load_state
-from zskd_fast.pipeline import Job, Model, load_student, make_synthesizer, run_job
+from zskd_fast.pipeline import Job, Model, load_student, run_job
 from zskd_fast.recipe import DistillationRecipe, Recipe, SynthesisRecipe
+from zskd_fast.repro.probe import Probe
 from zskd_fast.repro.results import Outcome
 from zskd_fast.repro.setups import Setup
 from zskd_fast.runs import RunFolder
@@ -38,8 +39,6 @@ WAYS = {
 REAL = ("real-kd", "real-ce")
 """The ways that need real training data, for comparison only."""
 
-# Ids that no store reaches, for impressions that the student has not seen.
-_HELD_OUT = range(2**40, 2**40 + 500)
 _TIMED_STEPS = 100
 
 
@@ -57,6 +56,11 @@ class Task:
     folder: Path
     seed: int
     device: torch.device
+
+    @functools.cached_property
+    def probe(self) -> Probe:
+        """The same for all ways."""
+        return Probe(self.teacher, self.recipe, seed=self.seed)
 
 
 def run_way(way: str, task: Task, zskd: Outcome | None) -> Outcome:
@@ -93,7 +97,7 @@ def _from_impressions(
     job = Job(task.teacher, student, spec, distillation, task.test, out, task.seed, task.device)
     run = run_job(job, synthesis)
     student.module.load_state_dict(load_state(run.student_path))
-    impressions, noise = _agreements(task, student.module)
+    impressions, noise = task.probe.agreements(student.module)
     record = run.record
     return replace(
         _outcome(way, task, student.module, distillation),
@@ -158,15 +162,6 @@ def _steps_within(
     started = time.perf_counter()
     distiller.fit(x, progress=False)
     return max(1, round(seconds / (time.perf_counter() - started) * _TIMED_STEPS))
-
-
-def _agreements(task: Task, student: nn.Module) -> tuple[float, float]:
-    """With the teacher, on held-out impressions and held-out start noise: quality measured without any data."""
-    spec, synthesis = task.recipe.input, task.recipe.synthesis
-    made = make_synthesizer(task.teacher, spec, synthesis, task.seed).run(_HELD_OUT)
-    noise = start_noise(made.id, synthesis.start, spec, seed=task.seed)
-    pair = Classifier(task.teacher.module, spec, logits_fn=task.teacher.logits_fn), Classifier(student, spec)
-    return agreement(*pair, made.x), agreement(*pair, noise.clamp_(*spec.valid_range))
 
 
 def _outcome(way: str, task: Task, student: nn.Module, distillation: DistillationRecipe) -> Outcome:
