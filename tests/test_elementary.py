@@ -72,6 +72,16 @@ def test_exp_nonpositive_is_within_2_ulp_or_flushed(probe, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_exp_over_a_temperature_rounds_the_temperature_once_and_is_within_2_ulp_of_that(probe, kind):
+    low = 20 * {"f32": -86.0, "f64": -707.0}[kind]
+    x = np.random.default_rng(0).uniform(low, 0, 200_000).astype(KINDS[kind])
+    per_bit = np.longdouble(KINDS[kind](np.log2(np.e) / 20))
+    assert ulps(probe("exp_over_20", x, kind), np.exp2(x.astype(np.longdouble) * per_bit)) <= 2
+    edges = np.array([0.0, -np.inf, np.nan, -1e30, 2 * low], dtype=KINDS[kind])
+    np.testing.assert_array_equal(probe("exp_over_20", edges, kind), [1, 0, np.nan, 0, 0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_log_is_within_2_ulp(probe, kind):
     rng = np.random.default_rng(0)
     exponents = {"f32": (-37, 38), "f64": (-300, 300)}[kind]

@@ -27,7 +27,8 @@ struct RowLossKernel {
   A* loss;
   T* grad;
   int64_t a_stride, b_stride, classes;
-  A temperature, inverse_temperature, grad_scale;
+  A temperature, grad_scale;
+  math::Tempered<A> over;
   bool stream;
 
   explicit RowLossKernel(const RowLossParams& p)
@@ -39,8 +40,8 @@ struct RowLossKernel {
         b_stride(p.b_stride),
         classes(p.classes),
         temperature(static_cast<A>(p.temperature)),
-        inverse_temperature(static_cast<A>(1.0 / p.temperature)),
         grad_scale(Op::scale(temperature) * static_cast<A>(p.grad_weight)),
+        over(math::tempered<A>(p.temperature)),
         stream(should_stream(p.rows * p.classes * static_cast<int64_t>(sizeof(T)))) {}
 
   // `scratch` holds 2 * classes values of A.
@@ -89,18 +90,18 @@ struct RowLossKernel {
     loss[row] = Op::loss(sum, temperature);
     if (!grad) return;
 
-    const math::RowFactors<A> factor = Op::factors(sum);
+    const math::RowFactors<A> factor = Op::factors(sum, grad_scale);
     T* g = grad + row * classes;
     if constexpr (sizeof(T) == sizeof(A)) {
       if (stream) {
 #pragma omp simd
-        for (int64_t c = 0; c < classes; ++c) e[c] = math::row_gradient(e[c], f[c], factor, grad_scale);
+        for (int64_t c = 0; c < classes; ++c) e[c] = math::row_gradient(e[c], f[c], factor);
         stream_copy(g, e, classes);
         return;
       }
     }
 #pragma omp simd
-    for (int64_t c = 0; c < classes; ++c) store(g + c, math::row_gradient(e[c], f[c], factor, grad_scale));
+    for (int64_t c = 0; c < classes; ++c) store(g + c, math::row_gradient(e[c], f[c], factor));
   }
 
   // Rows [row, row + count), count <= kLanes, of at most kPackedClasses classes.
@@ -143,27 +144,25 @@ struct RowLossKernel {
 #pragma omp simd
     for (int l = 0; l < kLanes; ++l) {
       row_loss[l] = Op::loss({sum_e[l], sum_f[l], sum_dot[l]}, temperature);
-      factor_a[l] = Op::factors(math::RowSums<A>{sum_e[l], sum_f[l], sum_dot[l]}).a;
-      factor_b[l] = Op::factors(math::RowSums<A>{sum_e[l], sum_f[l], sum_dot[l]}).b;
+      factor_a[l] = Op::factors(math::RowSums<A>{sum_e[l], sum_f[l], sum_dot[l]}, grad_scale).a;
+      factor_b[l] = Op::factors(math::RowSums<A>{sum_e[l], sum_f[l], sum_dot[l]}, grad_scale).b;
     }
     for (int64_t l = 0; l < count; ++l) loss[row + l] = row_loss[l];
     if (!grad) return;
     for (int64_t c = 0; c < classes; ++c) {
 #pragma omp simd
       for (int l = 0; l < kLanes; ++l) {
-        az[c * kLanes + l] =
-            math::row_gradient(az[c * kLanes + l], bz[c * kLanes + l], {factor_a[l], factor_b[l]}, grad_scale);
+        az[c * kLanes + l] = math::row_gradient(az[c * kLanes + l], bz[c * kLanes + l], {factor_a[l], factor_b[l]});
       }
     }
     columns_to_rows(az, kLanes, count, classes, grad + row * classes);
   }
 
   __attribute__((always_inline)) math::RowTerm<A> term(A z, A other, A a_max, A b_max) const {
-    const A s = (z - a_max) * inverse_temperature;
     if constexpr (Op::kOtherIsLogits)
-      return Op::term(s, (other - b_max) * inverse_temperature);
+      return Op::term(z - a_max, other - b_max, over);
     else
-      return Op::term(s, other);
+      return Op::term(z - a_max, other, over);
   }
 };
 

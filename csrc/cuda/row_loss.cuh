@@ -39,7 +39,8 @@ struct RowLoss {
   A* loss;
   T* grad;
   int64_t a_stride, b_stride, rows, classes;
-  A temperature, inverse_temperature, grad_scale;
+  A temperature, grad_scale;
+  math::Tempered<A> over;
   int lanes;  // of a group
 
   explicit RowLoss(const RowLossParams& p)
@@ -52,16 +53,15 @@ struct RowLoss {
         rows(p.rows),
         classes(p.classes),
         temperature(static_cast<A>(p.temperature)),
-        inverse_temperature(static_cast<A>(1.0 / p.temperature)),
         grad_scale(Op::scale(temperature) * static_cast<A>(p.grad_weight)),
+        over(math::tempered<A>(p.temperature)),
         lanes(kWarp) {}
 
   __device__ math::RowTerm<A> term(A z, A other, A a_max, A b_max) const {
-    const A s = (z - a_max) * inverse_temperature;
     if constexpr (Op::kOtherIsLogits)
-      return Op::term(s, (other - b_max) * inverse_temperature);
+      return Op::term(z - a_max, other - b_max, over);
     else
-      return Op::term(s, other);
+      return Op::term(z - a_max, other, over);
   }
 
   __device__ void write_loss(int64_t row, math::RowSums<A> sum) const {
@@ -129,13 +129,13 @@ __device__ __forceinline__ void register_row(const RowLoss<Op, T, U>& p, int64_t
   if (exists && lane == 0) p.write_loss(row, sum);
   if (!p.grad) return;
 
-  const math::RowFactors<A> factor = Op::factors(sum);
+  const math::RowFactors<A> factor = Op::factors(sum, p.grad_scale);
 #pragma unroll
   for (int i = 0; i < kItems; i += kWidth) {
     const int c = i * p.lanes + lane * kWidth;
     if (c >= classes) break;
 #pragma unroll
-    for (int j = i; j < i + kWidth; ++j) a[j] = math::row_gradient(a[j], b[j], factor, p.grad_scale);
+    for (int j = i; j < i + kWidth; ++j) a[j] = math::row_gradient(a[j], b[j], factor);
     store<kWidth>(p.grad + row * p.classes + c, a + i);
   }
 }
@@ -155,14 +155,14 @@ __global__ void __launch_bounds__(kGroupThreads, kLeastBlocks<T>) register_rows(
 
 // Parts of a row, each relative to its own maxima, made one: first in each warp, then over the warps in their order.
 template <class Op, class A>
-__device__ __forceinline__ math::RowPart<A> merge_over_block(math::RowPart<A> part, A inverse_temperature) {
+__device__ __forceinline__ math::RowPart<A> merge_over_block(math::RowPart<A> part, math::Tempered<A> over) {
   static __shared__ math::RowPart<A> parts[kLongRowWarps];
-  part = math::raised<Op>(part, group_max(part.a_max, kWarp), group_max(part.b_max, kWarp), inverse_temperature);
+  part = math::raised<Op>(part, group_max(part.a_max, kWarp), group_max(part.b_max, kWarp), over);
   part.sum = group_sums(part.sum, kWarp);
   if (threadIdx.x % kWarp == 0) parts[threadIdx.x / kWarp] = part;
   __syncthreads();
   math::RowPart<A> whole = parts[0];
-  for (int i = 1; i < kLongRowWarps; ++i) whole = math::merged<Op>(whole, parts[i], inverse_temperature);
+  for (int i = 1; i < kLongRowWarps; ++i) whole = math::merged<Op>(whole, parts[i], over);
   __syncthreads();  // all have read before the next row is written
   return whole;
 }
@@ -181,20 +181,20 @@ __global__ void __launch_bounds__(kLongRowThreads, kLeastBlocks<T>) long_rows(co
       load<kWidth>(row_a + c, a);
       load<kWidth>(row_b + c, b);
 #pragma unroll
-      for (int j = 0; j < kWidth; ++j) part = math::with_element<Op>(part, a[j], b[j], p.inverse_temperature);
+      for (int j = 0; j < kWidth; ++j) part = math::with_element<Op>(part, a[j], b[j], p.over);
     }
-    part = math::whole_row<Op>(merge_over_block<Op>(part, p.inverse_temperature));
+    part = math::whole_row<Op>(merge_over_block<Op>(part, p.over));
     if (threadIdx.x == 0) p.write_loss(row, part.sum);
     if (!p.grad) continue;
 
-    const math::RowFactors<A> factor = Op::factors(part.sum);
+    const math::RowFactors<A> factor = Op::factors(part.sum, p.grad_scale);
     for (int64_t c = first; c < p.classes; c += step) {
       load<kWidth>(row_a + c, a);
       load<kWidth>(row_b + c, b);
 #pragma unroll
       for (int j = 0; j < kWidth; ++j) {
         const math::RowTerm<A> term = p.term(a[j], b[j], part.a_max, part.b_max);
-        a[j] = math::row_gradient(term.e, term.f, factor, p.grad_scale);
+        a[j] = math::row_gradient(term.e, term.f, factor);
       }
       store<kWidth>(p.grad + row * p.classes + c, a);
     }

@@ -111,6 +111,44 @@ ZSKD_INLINE T exp_nonpositive(T x) {
   return p * power_of_two<T>(n);
 }
 
+// (2^r - 1) / r for |r| <= 1/2
+ZSKD_INLINE float exp2_quotient(float r) {
+  constexpr float c[] = {0x1.62e430p-1f, 0x1.ebfbdcp-3f,  0x1.c6aee8p-5f,
+                         0x1.3b2d4cp-7f, 0x1.5f3e52p-10f, 0x1.41fbbcp-13f};
+  return polynomial(r, c);
+}
+ZSKD_INLINE double exp2_quotient(double r) {
+  constexpr double c[] = {0x1.62e42fefa39efp-1,  0x1.ebfbdff82c5a4p-3,  0x1.c6b08d7049fe8p-5,  0x1.3b2ab6fba011ap-7,
+                          0x1.5d87fe78cd6cfp-10, 0x1.4309130ed8cd5p-13, 0x1.ffcbfba980f96p-17, 0x1.62bfc79d4b59fp-20,
+                          0x1.b5267cdfd91eep-24, 0x1.e61b4f9a207f5p-28, 0x1.e79bb6fc55606p-32};
+  return polynomial(r, c);
+}
+
+// exp(x / tau) is 2^(x per_bit), and 0 for every x <= lowest.
+template <class T>
+struct Tempered {
+  T per_bit, lowest;
+};
+
+template <class T>
+ZSKD_INLINE Tempered<T> tempered(double temperature) {
+  constexpr double log2_e = 1.44269504088896340736;
+  return {static_cast<T>(log2_e / temperature), static_cast<T>(-Binary<T>::kBias * temperature / log2_e)};
+}
+
+// exp(x / tau) for x <= 0, flushed like exp_nonpositive. The division by tau is a part of the reduction, which costs
+// nothing, and what is left of x per_bit beside a whole number is rounded only once.
+template <class T>
+ZSKD_INLINE T exp_nonpositive(T x, Tempered<T> over) {
+  using B = Binary<T>;
+  using Int = typename B::Int;
+  const T clamped = at_least(x, over.lowest);
+  const T shifted = fma(clamped, over.per_bit, B::kRoundToInt);
+  const Int n = bit_cast<Int>(shifted) - bit_cast<Int>(B::kRoundToInt);
+  const T r = fma(clamped, over.per_bit, -(shifted - B::kRoundToInt));
+  return fma(r, exp2_quotient(r), T(1)) * power_of_two<T>(n);
+}
+
 // x = 2^e (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)).
 template <class T>
 struct LogParts {

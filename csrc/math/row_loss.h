@@ -1,6 +1,6 @@
 // What the two row losses have in common. Both take two rows a (logits) and b (target, or the teacher's logits) and
 // give
-//   gradient_c = (e_c * factor_a - f_c * factor_b) * scale,   e_c = exp(a_c / tau - max)
+//   gradient_c = e_c * factor_a - f_c * factor_b,   e_c = exp((a_c - max) / tau)
 // after sums over the row of e, f and a third term; a backend brings the loops, an op brings the formulas.
 #pragma once
 
@@ -24,8 +24,8 @@ struct RowFactors {
 };
 
 template <class A>
-ZSKD_INLINE A row_gradient(A e, A f, RowFactors<A> factor, A scale) {
-  return fma(e, factor.a, -(f * factor.b)) * scale;
+ZSKD_INLINE A row_gradient(A e, A f, RowFactors<A> factor) {
+  return fma(e, factor.a, -(f * factor.b));
 }
 
 // --- a row in parts, for a backend that cannot hold all of it (online softmax, Milakov and Gimelshein 2018) ---
@@ -48,33 +48,31 @@ ZSKD_INLINE A origin(A max) {
   return max == -infinity<A>() ? A(0) : max;
 }
 
-// How far the origin of the terms moves, over tau. A part of -inf logits alone has no terms that feel it.
+// How far the origin of the terms moves. A part of -inf logits alone has no terms that feel it.
 template <class A>
-ZSKD_INLINE A rise(A from, A to, A inverse_temperature) {
-  return from == -infinity<A>() ? A(0) : (to - from) * inverse_temperature;
+ZSKD_INLINE A rise(A from, A to) {
+  return from == -infinity<A>() ? A(0) : to - from;
 }
 
 template <class Op, class A>
-ZSKD_INLINE RowPart<A> raised(RowPart<A> part, A a_max, A b_max, A inverse_temperature) {
-  const A a_rise = rise(part.a_max, a_max, inverse_temperature);
-  const A b_rise = rise(part.b_max, b_max, inverse_temperature);
-  return {a_max, b_max, Op::rescaled(part.sum, a_rise, b_rise)};
+ZSKD_INLINE RowPart<A> raised(RowPart<A> part, A a_max, A b_max, Tempered<A> over) {
+  return {a_max, b_max, Op::rescaled(part.sum, rise(part.a_max, a_max), rise(part.b_max, b_max), over)};
 }
 
 template <class Op, class A>
-ZSKD_INLINE RowPart<A> merged(RowPart<A> x, RowPart<A> y, A inverse_temperature) {
+ZSKD_INLINE RowPart<A> merged(RowPart<A> x, RowPart<A> y, Tempered<A> over) {
   const A a_max = at_least(x.a_max, y.a_max), b_max = at_least(x.b_max, y.b_max);
-  x = raised<Op>(x, a_max, b_max, inverse_temperature);
-  y = raised<Op>(y, a_max, b_max, inverse_temperature);
+  x = raised<Op>(x, a_max, b_max, over);
+  y = raised<Op>(y, a_max, b_max, over);
   return {a_max, b_max, {x.sum.e + y.sum.e, x.sum.f + y.sum.f, x.sum.dot + y.sum.dot}};
 }
 
 template <class Op, class A>
-ZSKD_INLINE RowPart<A> with_element(RowPart<A> part, A a, A b, A inverse_temperature) {
+ZSKD_INLINE RowPart<A> with_element(RowPart<A> part, A a, A b, Tempered<A> over) {
   const A a_max = at_least(part.a_max, a), b_max = Op::kOtherIsLogits ? at_least(part.b_max, b) : A(0);
-  if (a_max > part.a_max || b_max > part.b_max) part = raised<Op>(part, a_max, b_max, inverse_temperature);
-  const A other = Op::kOtherIsLogits ? (b - origin(b_max)) * inverse_temperature : b;
-  const RowTerm<A> term = Op::term((a - origin(a_max)) * inverse_temperature, other);
+  if (a_max > part.a_max || b_max > part.b_max) part = raised<Op>(part, a_max, b_max, over);
+  const A other = Op::kOtherIsLogits ? b - origin(b_max) : b;
+  const RowTerm<A> term = Op::term(a - origin(a_max), other, over);
   part.sum = {part.sum.e + term.e, part.sum.f + term.f, part.sum.dot + term.dot};
   return part;
 }

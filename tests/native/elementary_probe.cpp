@@ -13,6 +13,8 @@ PROBE(exp_f32, float, zskd::math::exp(x[i]))
 PROBE(exp_f64, double, zskd::math::exp(x[i]))
 PROBE(exp_nonpositive_f32, float, exp_nonpositive(x[i]))
 PROBE(exp_nonpositive_f64, double, exp_nonpositive(x[i]))
+PROBE(exp_over_20_f32, float, exp_nonpositive(x[i], tempered<float>(20.0)))
+PROBE(exp_over_20_f64, double, exp_nonpositive(x[i], tempered<double>(20.0)))
 PROBE(log_f32, float, log_positive(x[i]))
 PROBE(log_f64, double, log_positive(x[i]))
 
