@@ -1,13 +1,13 @@
 """One factor at a time from a recipe, on both data sets: python -m benchmarks.ablation
 
-Each run is a row of ablation.csv, and what is there is not run again. The base is the small recommended recipe with
-fewer student steps, so that a factor takes minutes. The agreements are measured on one probe for all runs of a set:
-impressions and start noise of the base recipe, from ids that no run uses.
+Each run is a row of ablation-<data set>.csv, and what is there is not run again. The base is the small recommended
+recipe with fewer student steps, so that a factor takes minutes. The agreements are measured on one probe for all runs
+of a set: impressions and start noise of the base recipe, from ids that no run uses.
 """
 
 from __future__ import annotations
 
-import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
@@ -17,16 +17,16 @@ import torch
 import tyro
 
 from zskd_fast.commands import set_up
-from zskd_fast.evaluation import load_test_set
-from zskd_fast.loading import load_state
+from zskd_fast.distiller import Distiller
+from zskd_fast.evaluation import accuracy, load_test_set
+from zskd_fast.impressions import Impressions
 from zskd_fast.options import Machine
-from zskd_fast.pipeline import Job, load_student, load_teacher, run_job
-from zskd_fast.recipe import Recipe, load_recipe, recipe_from_dict, recipe_to_dict
+from zskd_fast.pipeline import load_student, load_teacher, make_synthesizer
+from zskd_fast.recipe import Recipe, SynthesisRecipe, load_recipe, recipe_from_dict, recipe_to_dict
 from zskd_fast.repro.probe import Probe
 from zskd_fast.repro.results import read_table, upsert
 from zskd_fast.repro.setups import SETUPS
 
-RESULTS = Path(__file__).parent / "ablation.csv"
 BASE = "base"
 _DATA_SETS = ("fast-mnist", "fast-fashion")
 _STUDENT_STEPS = 3000
@@ -107,10 +107,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Ablation:
-    """Run what ablation.csv lacks."""
+    """Run what the tables of results lack."""
 
     data_sets: tuple[str, ...] = _DATA_SETS
-    """Setups of `zskd-fast repro` whose teacher and test data are used."""
+    """Setups of `zskd-fast repro` whose teacher and test data are used; two processes may take one each."""
     factors: tuple[str, ...] = tuple(FACTORS)
     """Which factors."""
     machine: Annotated[Machine, tyro.conf.arg(name="")] = field(default_factory=Machine)
@@ -133,16 +133,26 @@ def changed(recipe: Recipe, changes: dict[str, object]) -> Recipe:
     return recipe_from_dict(values)
 
 
+def results_of(data_set: str) -> Path:
+    """The file of its rows."""
+    return Path(__file__).parent / f"ablation-{data_set}.csv"
+
+
+def read_results() -> list[Row]:
+    """All rows of all data sets."""
+    return [row for data_set in _DATA_SETS for row in read_table(results_of(data_set), Row)]
+
+
 def main(order: Ablation) -> None:
-    """Run after run, each added to the file when it is done."""
+    """Run after run, each added to its file when it is done."""
     device = set_up(order.machine)
-    done = {row.key for row in read_table(RESULTS, Row)}
+    done = {row.key for row in read_results()}
     for data_set in order.data_sets:
         judge = _Judge(data_set, device)
         for factor, value, changes in _runs(order.factors):
             if (data_set, factor, value, order.machine.seed) not in done:
                 row = judge.row(factor, value, changed(base_recipe(), changes), order.machine.seed)
-                upsert(RESULTS, [row])
+                upsert(results_of(data_set), [row])
                 print(*astuple(row)[:7], flush=True)
 
 
@@ -162,28 +172,37 @@ class _Judge:
         self.teacher = load_teacher(self.setup.teacher, device)
         self.test = load_test_set(self.setup.test_data, recipe.input)
         self.probe = Probe(self.teacher, recipe, seed=0)
+        self._made: dict[tuple[SynthesisRecipe, int], tuple[Impressions, float]] = {}
 
     def row(self, factor: str, value: str, recipe: Recipe, seed: int) -> Row:
-        """One run from the teacher to the student, in a folder that is thrown away."""
-        student = load_student(self.setup.student, seed, self.device)
-        with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder) / "run"
-            job = Job(
-                self.teacher, student, recipe.input, recipe.distillation, self.test, out, seed, self.device
-            )
-            run = run_job(job, recipe.synthesis)
-            student.module.load_state_dict(load_state(run.student_path))
+        """One run from the teacher to the student."""
+        made, synthesis_seconds = self._impressions(recipe, seed)
+        student = load_student(self.setup.student, seed, self.device).module
+        distiller = Distiller(self.teacher.module, student, recipe.distillation, recipe.input, seed=seed)
+        history = distiller.fit(made.x, ids=made.id, progress=False)
         return Row(
             self.data_set,
             factor,
             value,
             seed,
-            run.record.accuracy.student,
-            *self.probe.agreements(student.module),
-            run.record.synthesis.seconds,
-            run.record.distillation.seconds,
+            accuracy(student, self.test.inputs, self.test.labels),
+            *self.probe.agreements(student),
+            synthesis_seconds,
+            history.seconds,
             torch.get_num_threads(),
         )
+
+    def _impressions(self, recipe: Recipe, seed: int) -> tuple[Impressions, float]:
+        """And the seconds that they took. Those of the base serve every run that does not touch the synthesis."""
+        key = recipe.synthesis, seed
+        if key in self._made:
+            return self._made[key]
+        started = time.perf_counter()
+        synthesizer = make_synthesizer(self.teacher, recipe.input, recipe.synthesis, seed)
+        made = synthesizer.run(range(recipe.synthesis.impressions)), time.perf_counter() - started
+        if recipe.synthesis == base_recipe().synthesis:
+            self._made[key] = made
+        return made
 
 
 if __name__ == "__main__":

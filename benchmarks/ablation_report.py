@@ -1,4 +1,4 @@
-"""Redraw the tables and the plot of docs/recipes.md from ablation.csv: python -m benchmarks.ablation_report"""
+"""Redraw the tables and the plot of docs/recipes.md from the runs: python -m benchmarks.ablation_report"""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 from scipy.stats import spearmanr
 
-from benchmarks.ablation import BASE, FACTORS, RESULTS, Row
+from benchmarks.ablation import BASE, FACTORS, Row, read_results
 from benchmarks.machine import ROOT
 from benchmarks.plots import PLOTS, STYLE, save
 from benchmarks.report import fill
-from zskd_fast.repro.results import read_table
 from zskd_fast.repro.setups import SETUPS
 
 _PAGE = ROOT / "docs" / "recipes.md"
@@ -26,9 +25,9 @@ _MEASURES = {"agreement_impressions": "impressions", "agreement_noise": "start n
 
 def main() -> int:
     """Fill the marked place of the page; returns 1 if there is nothing to show."""
-    rows = read_table(RESULTS, Row)
+    rows = read_results()
     if not rows:
-        print("ablation.csv holds no rows; run: python -m benchmarks.ablation", file=sys.stderr)
+        print("there are no runs yet; start them with: python -m benchmarks.ablation", file=sys.stderr)
         return 1
     factors = [factor for factor in FACTORS if any(row.factor == factor for row in rows)]
     _draw(rows, factors)
