@@ -12,6 +12,7 @@ from zskd_fast.errors import InputError
 from zskd_fast.options import Repro
 from zskd_fast.recipe import load_recipe
 from zskd_fast.repro import repeat as module
+from zskd_fast.repro import ways
 from zskd_fast.repro.repeat import Order, repeat
 from zskd_fast.repro.results import Outcome, read_table, upsert
 from zskd_fast.repro.setups import SETUPS
@@ -26,6 +27,11 @@ def _small_recipe():
     synthesis = dataclasses.replace(recipe.synthesis, impressions=20, steps=3, batch_size=10, shard_size=10)
     distillation = dataclasses.replace(recipe.distillation, steps=6, batch_size=8)
     return dataclasses.replace(recipe, synthesis=synthesis, distillation=distillation)
+
+
+@pytest.fixture(autouse=True)
+def few_timed_steps(monkeypatch):
+    monkeypatch.setattr(ways, "_TIMED_STEPS", 5)
 
 
 @pytest.fixture

@@ -22,11 +22,11 @@ class Probe:
     def __init__(self, teacher: Model, recipe: Recipe, *, seed: int):
         self._teacher, self._spec = teacher, recipe.input
         made = make_synthesizer(teacher, recipe.input, recipe.synthesis, seed).run(_IDS)
-        self._impressions = made.x
+        self.impressions = made.x
         self._noise = start_noise(made.id, recipe.synthesis.start, recipe.input, seed=seed, clamp=True)
 
     def agreements(self, student: nn.Module) -> tuple[float, float]:
         """On which share of the impressions, and of the noise, the student gives the teacher's class."""
         teacher = Classifier(self._teacher.module, self._spec, logits_fn=self._teacher.logits_fn)
         pair = teacher, Classifier(student, self._spec)
-        return agreement(*pair, self._impressions), agreement(*pair, self._noise)
+        return agreement(*pair, self.impressions), agreement(*pair, self._noise)

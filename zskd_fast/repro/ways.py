@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import time
+import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from zskd_fast.repro.probe import Probe
 from zskd_fast.repro.results import Outcome
 from zskd_fast.repro.setups import Setup
 from zskd_fast.runs import RunFolder
-from zskd_fast.start_noise import start_noise
 from zskd_fast.teacher_recipe import TeacherRecipe
 from zskd_fast.train import train_teacher
 
@@ -39,7 +38,7 @@ WAYS = {
 REAL = ("real-kd", "real-ce")
 """The ways that need real training data, for comparison only."""
 
-_TIMED_STEPS = 100
+_TIMED_STEPS, _TURNS = 50, 5
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def run_way(way: str, task: Task, zskd: Outcome | None) -> Outcome:
             raise InputError("the way start-noise takes the seconds of the way zskd; run that, too")
         synthesis = replace(synthesis, steps=0)
         distillation = _without_optimisation(distillation)
-        steps = _steps_begun(task.folder / way) or _steps_within(zskd.seconds, task, synthesis, distillation)
+        steps = _steps_begun(task.folder / way) or _steps_within(zskd, task, distillation)
         distillation = replace(distillation, steps=steps)
     return _from_impressions(way, task, synthesis, distillation)
 
@@ -150,18 +149,23 @@ def _steps_begun(folder: Path) -> int | None:
     return RunFolder.read(folder).record.identity["recipe"]["distillation"]["steps"]
 
 
-def _steps_within(
-    seconds: float, task: Task, synthesis: SynthesisRecipe, distillation: DistillationRecipe
-) -> int:
-    """How many steps of the student fit into the seconds, from the time of a few."""
+def _steps_within(zskd: Outcome, task: Task, distillation: DistillationRecipe) -> int:
+    """How many steps of this distillation take as long as all of the way zskd.
+
+    From the seconds of a step of that way, and what a step of this one takes beside it: timed in turns, since a machine
+    has its moods.
+    """
+    whole = task.recipe.distillation
+    ratios = [_seconds_of_few(task, whole) / _seconds_of_few(task, distillation) for _ in range(_TURNS)]
+    steps = zskd.student_images / whole.batch_size
+    return max(1, round(steps * zskd.seconds / zskd.distillation_seconds * statistics.median(ratios)))
+
+
+def _seconds_of_few(task: Task, distillation: DistillationRecipe) -> float:
     student = load_student(task.setup.student, task.seed, task.device)
-    short = replace(distillation, steps=_TIMED_STEPS)
-    distiller = Distiller(task.teacher.module, student.module, short, task.recipe.input, seed=task.seed)
-    ids = torch.arange(synthesis.shard_size, device=task.device)
-    x = start_noise(ids, synthesis.start, task.recipe.input, seed=task.seed)
-    started = time.perf_counter()
-    distiller.fit(x, progress=False)
-    return max(1, round(seconds / (time.perf_counter() - started) * _TIMED_STEPS))
+    few = replace(distillation, steps=_TIMED_STEPS)
+    distiller = Distiller(task.teacher.module, student.module, few, task.recipe.input, seed=task.seed)
+    return distiller.fit(task.probe.impressions, progress=False).seconds
 
 
 def _outcome(way: str, task: Task, student: nn.Module, distillation: DistillationRecipe) -> Outcome:
