@@ -39,7 +39,7 @@ FACTORS: dict[str, dict[str, dict[str, object]]] = {
     "impressions": {f"{n:,}": {"synthesis.impressions": n} for n in (600, 3000, 6000, 12000, 24000, 48000)},
     "steps": {str(n): {"synthesis.steps": n} for n in (0, 15, 30, 120, 240)},
     "synthesis temperature": {str(t): {"synthesis.temperature": t} for t in (1, 5, 10, 40)},
-    "distillation temperature": {str(t): {"distillation.temperature": t} for t in (1, 4, 20)},
+    "distillation temperature": {str(t): {"distillation.temperature": t} for t in (1, 2, 10, 20)},
     "learning rate": {str(rate): {"distillation.max_learning_rate": rate} for rate in (1e-3, 4e-3, 2e-2)},
     "targets": {
         "beta 1": {"synthesis.betas": [1.0]},
