@@ -1,4 +1,4 @@
-"""fast_calls: the calls of a teacher that are answered faster, and those that are left to torch."""
+"""fast_calls: the calls of teacher and student that are answered faster, and those that are left to torch."""
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from zskd_fast.fast_calls import fast_calls
 from zskd_fast.models import LeNet5
 
 CPU = torch.device("cpu")
+_OWN = ("_OfInput", "_OfWeight")
 
 
 @pytest.fixture
@@ -21,8 +22,9 @@ def answered(monkeypatch):
     def noted(name, own):
         return lambda *args: (names.append(name), own(*args))[1]
 
-    for owner, name in ((module.ops, "max_pool"), (module._Conv2d, "apply")):
-        monkeypatch.setattr(owner, name, noted(name, getattr(owner, name)))
+    calls = {"max_pool": (module.ops, "max_pool"), **{of: (getattr(module, of), "apply") for of in _OWN}}
+    for name, (owner, function) in calls.items():
+        monkeypatch.setattr(owner, function, noted(name, getattr(owner, function)))
     return names
 
 
@@ -43,7 +45,7 @@ def test_a_teacher_answers_to_the_bit_and_its_gradient_differs_by_rounding(answe
     teacher, x, weights = _teacher(), torch.rand(7, 1, 32, 32), torch.rand(7, 10)
     logits, grad = _gradient(teacher, x, weights, fast_calls(CPU))
     wanted_logits, wanted = _gradient(teacher, x, weights, torch.enable_grad())
-    assert answered == ["apply", "max_pool", "max_pool"]
+    assert answered == ["_OfInput", "max_pool", "max_pool"]
     assert torch.equal(logits, wanted_logits)
     assert (grad - wanted).norm() <= 1e-6 * wanted.norm()
     assert (grad - wanted).abs().max() <= 1e-6 * wanted.abs().max()
@@ -60,7 +62,7 @@ def test_the_gradient_of_a_convolution_is_as_exact_as_torchs(channels, kernel, p
     exact = nn.Conv2d(channels, 6, kernel, padding=padding).requires_grad_(False)
     exact.load_state_dict(conv.state_dict())
     _, wanted = _gradient(exact.double(), x.double(), weights.double(), fast_calls(CPU))
-    assert answered == ["apply"]
+    assert answered == ["_OfInput"]
     assert (grad - wanted).norm() <= 2e-6 * wanted.norm()
 
 
@@ -95,11 +97,37 @@ def test_what_does_not_fit_is_torchs_own(layer, answered):
     assert answered == []
 
 
-def test_weights_that_require_a_gradient_get_it(answered):
+@pytest.mark.parametrize("kernel", [3, (5, 7), (8, 6)])
+@pytest.mark.parametrize("padding", [0, 2, (1, 3)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_gradient_of_the_weights_of_a_grey_image_is_as_exact_as_torchs(kernel, padding, bias, answered):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(1, 6, kernel, padding=padding, bias=bias)
+    x = torch.randn(20, 1, 18, 20)
+    weights = torch.randn_like(conv(x))
+    with fast_calls(CPU):
+        y = conv(x)
+        (y * weights).sum().backward()
+    assert answered == ["_OfWeight"]
+    assert torch.equal(y, conv(x))
+    exact = nn.Conv2d(1, 6, kernel, padding=padding, bias=bias).double()
+    exact.load_state_dict(conv.state_dict())
+    (exact(x.double()) * weights).sum().backward()
+    for got, wanted in zip(conv.parameters(), exact.parameters(), strict=True):
+        assert (got.grad - wanted.grad).norm() <= 4e-6 * wanted.grad.norm()
+
+
+def test_gradients_of_weights_and_input_together_are_torchs_own(answered):
     conv, x = nn.Conv2d(1, 6, 5), torch.randn(2, 1, 12, 12)
     with fast_calls(CPU):
         conv(x.requires_grad_()).sum().backward()
     assert conv.weight.grad is not None and conv.bias.grad is not None and answered == []
+
+
+def test_a_student_without_gradients_is_evaluated_by_torch(answered):
+    with fast_calls(CPU), torch.no_grad():
+        nn.Conv2d(1, 6, 5)(torch.randn(2, 1, 12, 12))
+    assert answered == []
 
 
 def test_indices_and_functional_calls(answered):
@@ -124,6 +152,6 @@ def test_the_synthesizer_calls_its_teacher_so_unless_it_is_compiled(answered):
 
     spec = InputSpec(shape=(1, 32, 32), valid_range=(0.0, 1.0))
     Synthesizer(_teacher(), spec, synthesis_recipe(steps=2), seed=0).run(range(3))
-    assert answered == ["apply", "max_pool", "max_pool"] * 2
+    assert answered == ["_OfInput", "max_pool", "max_pool"] * 2
     compiled = Synthesizer(_teacher(), spec, synthesis_recipe(compile_teacher=True), seed=0)
     assert not isinstance(compiled._fast_calls, module._FastCalls)
