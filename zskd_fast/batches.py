@@ -50,10 +50,11 @@ class Batches:
         # As places, not as masks: on a GPU the host would have to wait for a mask in each step.
         mine = torch.arange(world.rank, recipe.batch_size, world.size)
         self._mine = mine.to(device)
-        self._stored_places = (~is_fresh[mine]).nonzero()[:, 0].to(device)
+        stored_places = (~is_fresh[mine]).nonzero()[:, 0]
+        self._stored_places = stored_places.to(device)
         self._fresh_places = is_fresh[mine].nonzero()[:, 0].to(device)
         # Of the impressions that a step uses, which this process takes.
-        self._taken = ((~is_fresh).cumsum(0) - 1)[mine][~is_fresh[mine]].to(device)
+        self._taken = ((~is_fresh).cumsum(0) - 1)[mine[stored_places]].to(device)
 
     def of(self, step: int) -> Batch:
         """The share that this process has of the batch of a step."""

@@ -118,11 +118,9 @@ class _OfWeight(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         (input,) = ctx.saved_tensors
-        of_weight = torch.conv2d(input.transpose(0, 1), grad.transpose(0, 1), padding=ctx.padding).transpose(
-            0, 1
-        )
+        over_batch = torch.conv2d(input.transpose(0, 1), grad.transpose(0, 1), padding=ctx.padding)
         of_bias = grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
-        return None, of_weight, of_bias, None
+        return None, over_batch.transpose(0, 1), of_bias, None
 
 
 def _pair(size):

@@ -25,8 +25,7 @@ def start_noise(
     """The start of each impression: ids[N] int64 -> [N, *shape] float32 in the raw range, on the device of ids.
 
     With ``clamp`` it is in the valid range. A start depends on (seed, id, stream) and on the recipe, on nothing else.
-    Raises InputError if dead leaves are
-    wanted of inputs that are not images [C, H, W].
+    Raises InputError if dead leaves are wanted of inputs that are not images [C, H, W].
     """
     check_start(recipe, input_spec)
     if recipe.noise == "dead_leaves":

@@ -73,11 +73,11 @@ def _published_cells(data_set, who, figure):
 
 
 def _cost(data_set, recipe, paper, group):
-    steps, seconds = group[0].image_steps, statistics.fmean(outcome.synthesis_seconds for outcome in group)
-    at_its_rate = paper.image_steps / steps * seconds
+    times = paper.image_steps / group[0].image_steps
+    seconds = statistics.fmean(outcome.synthesis_seconds for outcome in group)
     return (
-        f"- {data_set}: the paper's {_count(paper.image_steps)} image-steps are {paper.image_steps / steps:,.3g} times "
-        f"those of {recipe}, and at its rate would take {at_its_rate:,.0f} s of synthesis, not {seconds:,.0f}."
+        f"- {data_set}: the paper's {_count(paper.image_steps)} image-steps are {times:,.3g} times those of {recipe}, "
+        f"and at its rate would take {times * seconds:,.0f} s of synthesis, not {seconds:,.0f}."
     )
 
 

@@ -112,9 +112,9 @@ def _from_impressions(
 def _from_real_images(task: Task) -> Outcome:
     """What the student could learn from the teacher, were the data at hand: the paper's upper bound."""
     distillation = _without_optimisation(task.recipe.distillation)
-    spec, student = task.recipe.input, load_student(task.setup.student, task.seed, task.device)
-    distiller = Distiller(task.teacher.module, student.module, distillation, spec, seed=task.seed)
-    inputs = to_input(task.training.images, spec.shape[-1])
+    student = load_student(task.setup.student, task.seed, task.device)
+    inputs = to_input(task.training.images, task.recipe.input.shape[-1])
+    distiller = _distiller(task, student, distillation)
     history = distiller.fit(inputs, checkpoint=task.folder / "real-kd" / "checkpoint")
     return replace(
         _outcome("real-kd", task, student.module, distillation), distillation_seconds=history.seconds
@@ -163,9 +163,12 @@ def _steps_within(zskd: Outcome, task: Task, distillation: DistillationRecipe) -
 
 def _seconds_of_few(task: Task, distillation: DistillationRecipe) -> float:
     student = load_student(task.setup.student, task.seed, task.device)
-    few = replace(distillation, steps=_TIMED_STEPS)
-    distiller = Distiller(task.teacher.module, student.module, few, task.recipe.input, seed=task.seed)
+    distiller = _distiller(task, student, replace(distillation, steps=_TIMED_STEPS))
     return distiller.fit(task.probe.impressions, progress=False).seconds
+
+
+def _distiller(task: Task, student: Model, distillation: DistillationRecipe) -> Distiller:
+    return Distiller(task.teacher.module, student.module, distillation, task.recipe.input, seed=task.seed)
 
 
 def _outcome(way: str, task: Task, student: nn.Module, distillation: DistillationRecipe) -> Outcome:
