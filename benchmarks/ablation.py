@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -26,10 +26,11 @@ from zskd_fast.recipe import Recipe, SynthesisRecipe, load_recipe, recipe_from_d
 from zskd_fast.repro.probe import Probe
 from zskd_fast.repro.results import read_table, upsert
 from zskd_fast.repro.setups import SETUPS
+from zskd_fast.synthesizer import Synthesizer
 
 BASE = "base"
 _DATA_SETS = ("fast-mnist", "fast-fashion")
-_STUDENT_STEPS = 3000
+_STUDENT_STEPS = 1500
 
 # Factor -> value as shown -> the keys of the recipe that it changes.
 _START, _FRESH, _AUGMENTATION = "synthesis.start.", "distillation.fresh.", "distillation.augmentation."
@@ -172,7 +173,7 @@ class _Judge:
         self.teacher = load_teacher(self.setup.teacher, device)
         self.test = load_test_set(self.setup.test_data, recipe.input)
         self.probe = Probe(self.teacher, recipe, seed=0)
-        self._made: dict[tuple[SynthesisRecipe, int], tuple[Impressions, float]] = {}
+        self._made: dict[tuple[SynthesisRecipe, int], _Growing] = {}
 
     def row(self, factor: str, value: str, recipe: Recipe, seed: int) -> Row:
         """One run from the teacher to the student."""
@@ -193,16 +194,29 @@ class _Judge:
         )
 
     def _impressions(self, recipe: Recipe, seed: int) -> tuple[Impressions, float]:
-        """And the seconds that they took. Those of the base serve every run that does not touch the synthesis."""
-        key = recipe.synthesis, seed
-        if key in self._made:
-            return self._made[key]
-        started = time.perf_counter()
-        synthesizer = make_synthesizer(self.teacher, recipe.input, recipe.synthesis, seed)
-        made = synthesizer.run(range(recipe.synthesis.impressions)), time.perf_counter() - started
-        if recipe.synthesis == base_recipe().synthesis:
-            self._made[key] = made
-        return made
+        """The recipe's number of impressions, and the seconds that they took."""
+        key = replace(recipe.synthesis, impressions=1), seed
+        if key not in self._made:
+            self._made[key] = _Growing(make_synthesizer(self.teacher, recipe.input, recipe.synthesis, seed))
+        return self._made[key].first(recipe.synthesis.impressions)
+
+
+class _Growing:
+    """The impressions of one synthesizer, made as far as any run has asked for them."""
+
+    def __init__(self, synthesizer: Synthesizer):
+        self._synthesizer = synthesizer
+        self._parts: list[Impressions] = []
+        self._seconds = 0.0
+
+    def first(self, count: int) -> tuple[Impressions, float]:
+        """Those of the ids below ``count``, and their share of the seconds that all have taken."""
+        have = sum(map(len, self._parts))
+        if have < count:
+            started = time.perf_counter()
+            self._parts.append(self._synthesizer.run(range(have, count)))
+            self._seconds += time.perf_counter() - started
+        return Impressions.concatenate(self._parts)[:count], self._seconds * count / max(have, count)
 
 
 if __name__ == "__main__":

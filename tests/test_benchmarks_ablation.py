@@ -1,9 +1,12 @@
 import dataclasses
 
 import pytest
+import torch
 
-from benchmarks.ablation import FACTORS, Row, base_recipe, changed
+from benchmarks.ablation import FACTORS, Row, _Growing, base_recipe, changed
+from zskd_fast.pipeline import load_teacher, make_synthesizer
 from zskd_fast.repro.results import read_table, upsert
+from zskd_fast.repro.setups import SETUPS
 
 _RUNS = [(factor, value) for factor, values in FACTORS.items() for value in values]
 
@@ -21,3 +24,15 @@ def test_a_run_that_is_done_again_takes_the_place_of_the_first(tmp_path):
     for each in (row, other, better):
         upsert(tmp_path / "ablation.csv", [each])
     assert read_table(tmp_path / "ablation.csv", Row) == [better, other]
+
+
+def test_impressions_that_grow_are_those_made_at_once():
+    recipe = changed(base_recipe(), {"synthesis.steps": 2, "synthesis.batch_size": 5})
+    teacher = load_teacher(SETUPS["fast-mnist"].teacher, torch.device("cpu"))
+    growing = _Growing(make_synthesizer(teacher, recipe.input, recipe.synthesis, 0))
+    small, _ = growing.first(10)
+    growing.first(20)
+    at_once = make_synthesizer(teacher, recipe.input, recipe.synthesis, 0).run(range(20))
+    assert torch.equal(growing.first(20)[0].x, at_once.x)
+    assert torch.equal(growing.first(10)[0].x, small.x)
+    assert 0 < growing.first(10)[1] < growing.first(20)[1]
