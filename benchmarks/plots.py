@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 
 import matplotlib
@@ -11,6 +12,9 @@ import matplotlib.pyplot as plt
 
 from benchmarks.figures import times_faster
 from benchmarks.lookup import Lookup, growth_exponent
+from zskd_fast.repro.results import Outcome
+from zskd_fast.repro.setups import PAPER, SETUPS
+from zskd_fast.repro.ways import WAYS
 
 PLOTS = Path(__file__).parent / "plots"
 _PEERS = {
@@ -78,6 +82,39 @@ def _speed_of(lookup: Lookup, op: str, threads: int, axis: plt.Axes) -> bool:
     axis.set_title(op, loc="left", fontsize=10)
     axis.legend(frameon=False, fontsize=7)
     return bool(cases)
+
+
+def draw_accuracy(outcomes: list[Outcome], folder: Path = PLOTS) -> Path:
+    """Write the accuracy over the seconds from the teacher to the student; returns the file."""
+    setups = sorted({outcome.setup for outcome in outcomes}, reverse=True)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            1, len(setups), figsize=(4.5 * len(setups), 3.2), layout="constrained", squeeze=False
+        )
+        for axis, setup in zip(axes.flat, setups, strict=True):
+            _accuracy(axis, [outcome for outcome in outcomes if outcome.setup == setup])
+            axis.set_title(SETUPS[setup].data_set, loc="left", fontsize=10)
+            axis.axhline(SETUPS[setup].published[PAPER].accuracy, color="#888888", linewidth=0.8, label=PAPER)
+        axes.flat[0].legend(frameon=False, fontsize=8)
+        return save(figure, folder / "accuracy.svg")
+
+
+def _accuracy(axis: plt.Axes, outcomes: list[Outcome]) -> None:
+    """A dot for each student, a line through the means of the students of a recipe."""
+    for way, colour in zip(("zskd", "start-noise"), _COLOURS, strict=False):
+        students = [outcome for outcome in outcomes if outcome.way == way]
+        axis.plot(*_points(students), ".", color=colour, alpha=0.5)
+        groups = [
+            [each for each in students if each.recipe == recipe]
+            for recipe in {each.recipe for each in students}
+        ]
+        means = sorted(tuple(map(statistics.fmean, _points(group))) for group in groups)
+        axis.plot(*zip(*means, strict=True), "o-", color=colour, label=WAYS[way])
+    axis.set(xscale="log", xlabel="seconds", ylabel="accuracy %")
+
+
+def _points(outcomes: list[Outcome]) -> tuple[list[float], list[float]]:
+    return [each.seconds for each in outcomes], [100 * each.student_accuracy for each in outcomes]
 
 
 def _growth(lookup: Lookup) -> plt.Figure | None:

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 from benchmarks import machine
+from benchmarks.accuracy_curve import read_curve
 from benchmarks.lookup import Lookup, lookups
-from benchmarks.plots import draw_plots
+from benchmarks.plots import draw_accuracy, draw_plots
 from benchmarks.results import RESULTS, read_rows
 from benchmarks.tables import figures_table, sections
 from zskd_fast.repro.results import Outcome, read_table
@@ -30,7 +31,12 @@ def main() -> int:
     fill(machine.ROOT / "README.md", "\n\n".join(short))
     outcomes = read_table(ACCURACY, Outcome)
     if outcomes:
-        fill(machine.ROOT / "README.md", accuracy_table(outcomes), mark="accuracy")
+        curve = draw_accuracy([*read_curve(), *outcomes]).relative_to(machine.ROOT)
+        fill(
+            machine.ROOT / "README.md",
+            f"{accuracy_table(outcomes)}\n\n{_images([curve], '')}",
+            mark="accuracy",
+        )
     return 0
 
 
