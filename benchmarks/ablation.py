@@ -34,6 +34,7 @@ _IMPRESSIONS, _STUDENT_STEPS = 2000, 1000
 
 # Factor -> value as shown -> the keys of the recipe that it changes.
 _START, _FRESH, _AUGMENTATION = "synthesis.start.", "distillation.fresh.", "distillation.augmentation."
+_RECYCLING = "distillation.recycling."
 _WHITE = {f"{_START}leaves": 0, f"{_START}leaf_size": [0.0, 0.0]}
 FACTORS: dict[str, dict[str, dict[str, object]]] = {
     # Of the 60,000 training images that the teacher has seen: 1, 5, 10, 20, 40 and 80 %, as in the paper's figure 4.
@@ -78,7 +79,12 @@ FACTORS: dict[str, dict[str, dict[str, object]]] = {
             "distillation.adversary.step_size": size,
             "distillation.adversary.wait_fraction": 0.1,
         }
-        for size in (0.02, 0.05, 0.1)
+        for size in (0.02, 0.05)
+    },
+    "recycling": {
+        "never": {f"{_RECYCLING}every": 0},
+        "every 25 steps": {f"{_RECYCLING}every": 25},
+        "woken to 50%": {f"{_RECYCLING}woken_active": 0.5},
     },
 }
 

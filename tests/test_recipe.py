@@ -104,6 +104,11 @@ def _set(path, value):
         (_set("distillation.augmentation.mix_probability", -0.1), r"mix_probability must be between 0 and 1"),
         (_set("distillation.adversary.steps", 1), r"adversary\.step_size must be above 0, got 0"),
         (_set("distillation.adversary.wait_fraction", 2.0), r"wait_fraction must be between 0 and 1"),
+        (_set("distillation.recycling.every", -1), r"recycling\.every must be at least 0, got -1"),
+        (
+            _set("distillation.recycling.every", 9),
+            r"recycling\.woken_active must be above least_active, 0\.0, got 0",
+        ),
         (_set("distillation.fresh.fraction", 1.1), r"distillation\.fresh\.fraction must be between 0 and 1"),
         (_set("distillation", 3), "distillation must be DistillationRecipe, got 3"),
         (_set("input.shape", [1, 0]), "input shape must be"),

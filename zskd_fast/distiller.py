@@ -25,6 +25,7 @@ from zskd_fast.input_spec import InputSpec
 from zskd_fast.mapped_rows import MappedRows
 from zskd_fast.phases import PhaseTimer
 from zskd_fast.recipe import DistillationRecipe
+from zskd_fast.recycling import recycle
 from zskd_fast.start_noise import check_start
 from zskd_fast.synthesizer import check_seed
 
@@ -206,6 +207,7 @@ class Distiller:
         with self.timer("augmentation"):
             batch = batches.of(state.step)
         x = self._hardened(batch.x, state)
+        self._recycle(x, state, world)
         with self.timer("teacher forward"), torch.no_grad():
             wanted = self._teacher.logits(x) if self.recipe.relabel else teacher_logits[batch.rows]
         self._seed_dropout(state.step, world)
@@ -228,6 +230,13 @@ class Distiller:
         with self.timer("adversary"):
             temperature, spec = self.recipe.temperature, self.input_spec
             return harden(x, self._teacher, self._student, adversary, temperature, spec)
+
+    def _recycle(self, x, state, world):
+        recycling = self.recipe.recycling
+        late = state.step >= recycling.until_fraction * self.recipe.steps
+        if recycling.every and state.step % recycling.every == 0 and not late:
+            with self.timer("recycling"):
+                recycle(self._student, x, recycling, world)
 
     def _update(self, state, loss):
         state.losses[state.step] = loss

@@ -12,6 +12,7 @@ PHASES = (
     "targets",
     "augmentation",
     "adversary",
+    "recycling",
     "teacher forward",
     "teacher backward",
     "student",

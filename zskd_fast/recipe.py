@@ -5,7 +5,6 @@ No field has a default: a recipe names every number, so that a file says all the
 
 import dataclasses
 import json
-import math
 import sys
 from dataclasses import dataclass
 from importlib import resources
@@ -17,6 +16,7 @@ import dacite
 from zskd_fast.errors import InputError
 from zskd_fast.fingerprint import as_json
 from zskd_fast.input_spec import InputSpec
+from zskd_fast.recipe_checks import Check, all_above_zero, is_size_range
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -44,14 +44,14 @@ class StartRecipe:
     """Least and largest half-axis of a shape, as fractions of half the width and height; 0, 0 for the other noises."""
 
     def __post_init__(self):
-        check = _Check(self, "start")
+        check = Check(self, "start")
         check.that("noise", f"one of {', '.join(_NOISES)}", self.noise in _NOISES)
         check.above_zero("scale")
         check.finite("shift")
         if self.noise == "dead_leaves":
             check.at_least(1, "leaves")
             check.that(
-                "leaf_size", "two numbers above 0, the smaller one first", _is_size_range(self.leaf_size)
+                "leaf_size", "two numbers above 0, the smaller one first", is_size_range(self.leaf_size)
             )
         else:
             check.that("leaves", f"0 where the noise is {self.noise}", self.leaves == 0)
@@ -112,14 +112,14 @@ class SynthesisRecipe:
     """Run the teacher through torch.compile (needs a C++ compiler); it changes the speed only."""
 
     def __post_init__(self):
-        check = _Check(self, "synthesis")
+        check = Check(self, "synthesis")
         check.at_least(1, "impressions", "batch_size", "shard_size")
         check.at_least(0, "steps")
         check.above_zero("concentration_floor", "temperature", "learning_rate", "adam_eps")
         check.at_least(0, "l1", "l2", "total_variation", "final_learning_rate_fraction")
         check.decays("adam_betas")
         check.that("targets", f"one of {', '.join(_TARGETS)}", self.targets in _TARGETS)
-        check.that("betas", "one or more finite numbers above 0", _all_above_zero(self.betas))
+        check.that("betas", "one or more finite numbers above 0", all_above_zero(self.betas))
         check.that("store_dtype", f"one of {', '.join(_STORE_DTYPES)}", self.store_dtype in _STORE_DTYPES)
 
 
@@ -143,7 +143,7 @@ class AugmentationRecipe:
     """Clamp the result to the valid range of the input."""
 
     def __post_init__(self):
-        check = _Check(self, "distillation.augmentation")
+        check = Check(self, "distillation.augmentation")
         check.at_least(0, "rotation_sigma", "scale_sigma", "shift_sigma", "noise_max")
         check.fraction("flip_probability", "mix_probability")
 
@@ -163,7 +163,7 @@ class FreshRecipe:
     """What the noise is."""
 
     def __post_init__(self):
-        _Check(self, "distillation.fresh").fraction("fraction")
+        Check(self, "distillation.fresh").fraction("fraction")
 
     def count(self, batch_size: int) -> int:
         """How many of a batch are fresh noise."""
@@ -182,11 +182,32 @@ class AdversaryRecipe:
     """Share of the student's steps before the first batch is moved: an untrained student errs everywhere."""
 
     def __post_init__(self):
-        check = _Check(self, "distillation.adversary")
+        check = Check(self, "distillation.adversary")
         check.at_least(0, "steps", "step_size")
         check.fraction("wait_fraction")
         if self.steps:
             check.above_zero("step_size")
+
+
+@dataclass(frozen=True)
+class RecyclingRecipe:
+    """How units of the student that a ReLU has silenced are woken."""
+
+    every: int
+    """Steps from one look for silent units to the next; 0 never looks."""
+    until_fraction: float
+    """Share of the student's steps after which none is woken: it would have no time left to learn."""
+    least_active: float
+    """A unit is silent if its ReLU lets less than this share of its values through."""
+    woken_active: float
+    """Share of its values that pass once it is woken."""
+
+    def __post_init__(self):
+        check = Check(self, "distillation.recycling")
+        check.at_least(0, "every")
+        check.fraction("until_fraction", "least_active", "woken_active")
+        enough = not self.every or self.woken_active > self.least_active
+        check.that("woken_active", f"above least_active, {self.least_active}", enough)
 
 
 @dataclass(frozen=True)
@@ -224,9 +245,11 @@ class DistillationRecipe:
     """Variation of each batch."""
     adversary: AdversaryRecipe
     """What makes the varied batch harder for the student."""
+    recycling: RecyclingRecipe
+    """What wakes units of the student that have fallen silent."""
 
     def __post_init__(self):
-        check = _Check(self, "distillation")
+        check = Check(self, "distillation")
         check.at_least(1, "steps", "batch_size")
         check.above_zero("temperature", "max_learning_rate", "start_divisor", "final_divisor", "adam_eps")
         check.fraction("warmup_fraction", "beta2")
@@ -341,52 +364,3 @@ def _toml_lines(values, path):
             yield f"{key} = {json.dumps(value, ensure_ascii=False)}"
     for key, value in tables.items():
         yield from _toml_lines(value, (*path, key))
-
-
-@dataclass(frozen=True)
-class _Check:
-    """Checks on the fields of a recipe, each with a sentence that names the field."""
-
-    recipe: Any
-    where: str
-
-    def that(self, name, wanted, holds):
-        if not holds:
-            got = getattr(self.recipe, name)
-            raise InputError(f"recipe: {self.where}.{name} must be {wanted}, got {got!r}")
-
-    def finite(self, *names):
-        for name in names:
-            self.that(name, "a finite number", _is_finite(getattr(self.recipe, name)))
-
-    def at_least(self, lowest, *names):
-        self.finite(*names)
-        for name in names:
-            self.that(name, f"at least {lowest}", getattr(self.recipe, name) >= lowest)
-
-    def above_zero(self, *names):
-        self.finite(*names)
-        for name in names:
-            self.that(name, "above 0", getattr(self.recipe, name) > 0)
-
-    def fraction(self, *names):
-        self.finite(*names)
-        for name in names:
-            self.that(name, "between 0 and 1", 0 <= getattr(self.recipe, name) <= 1)
-
-    def decays(self, name):
-        pair = getattr(self.recipe, name)
-        inside = len(pair) == 2 and all(_is_finite(decay) and 0 <= decay < 1 for decay in pair)
-        self.that(name, "two numbers from 0 up to, but not, 1", inside)
-
-
-def _is_finite(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _all_above_zero(values):
-    return len(values) > 0 and all(_is_finite(value) and value > 0 for value in values)
-
-
-def _is_size_range(pair):
-    return len(pair) == 2 and _all_above_zero(pair) and pair[0] <= pair[1]

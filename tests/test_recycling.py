@@ -1,0 +1,180 @@
+"""Units that a ReLU has silenced: which are found, and what waking does to them and to the rest."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_models import IMAGE, VECTOR, distillation_recipe, image_classifier, same_tensors, vector_classifier
+from torch import nn
+
+from zskd_fast.classifier import Classifier
+from zskd_fast.distiller import Distiller
+from zskd_fast.distributed import World
+from zskd_fast.recipe import RecyclingRecipe
+from zskd_fast.recycling import recycle
+
+_ON = RecyclingRecipe(every=2, until_fraction=0.5, least_active=0.01, woken_active=0.1)
+_ALONE = World()
+
+
+class _Functional(nn.Module):
+    """Rectified by a function, in place, and not by a module."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.last = nn.Linear(VECTOR.shape[0], 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.last(torch.relu_(self.hidden(x)))
+
+
+def _normalised():
+    channels = IMAGE.shape[0]
+    size = IMAGE.shape[1] * IMAGE.shape[2]
+    return nn.Sequential(
+        nn.Conv2d(channels, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(4 * size, 3),
+    )
+
+
+def _convolutional():
+    channels = IMAGE.shape[0]
+    size = IMAGE.shape[1] * IMAGE.shape[2]
+    return nn.Sequential(
+        nn.Conv2d(channels, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(4 * size, 3)
+    )
+
+
+# A model, its input, and the layer whose bias silences it.
+_STUDENTS = {
+    "convolution": (_convolutional, IMAGE, "0"),
+    "batch norm": (_normalised, IMAGE, "1"),
+    "function": (_Functional, VECTOR, "hidden"),
+}
+
+
+def _inputs(spec, count=64):
+    low, high = spec.valid_range
+    return low + (high - low) * torch.rand(count, *spec.shape, generator=torch.manual_seed(0))
+
+
+def _silenced(build, spec, layer):
+    """With the second unit of the layer below 0 for every input, and all others above."""
+    torch.manual_seed(0)
+    model = build()
+    with torch.no_grad():
+        bias = model.get_submodule(layer).bias
+        bias += 50
+        bias[1] -= 100
+    return model, Classifier(model, spec, role="student")
+
+
+@pytest.mark.parametrize("name", _STUDENTS)
+def test_a_silent_unit_fires_for_the_wanted_share_and_the_others_are_left_alone(name):
+    build, spec, layer = _STUDENTS[name]
+    model, student = _silenced(build, spec, layer)
+    before = copy.deepcopy(model.state_dict())
+    seen = []
+    model.get_submodule(layer).register_forward_hook(
+        lambda _module, _inputs, output: seen.append(output.clone())
+    )
+    x = _inputs(spec)
+    assert recycle(student, x, _ON, _ALONE) == 1
+    with torch.no_grad():
+        model.eval()(x)
+    unit = seen[-1].movedim(1, 0)[1]
+    assert float((unit > 0).float().mean()) == pytest.approx(0.1, abs=0.02)
+    after = model.state_dict()
+    changed = [key for key in before if not torch.equal(before[key], after[key])]
+    assert changed == [f"{layer}.bias"]
+    assert (after[f"{layer}.bias"] != before[f"{layer}.bias"]).tolist()[:3] == [False, True, False]
+    assert recycle(student, x, _ON, _ALONE) == 0, "it was woken, and counted as silent still"
+
+
+def test_a_later_layer_is_looked_at_with_the_earlier_awake():
+    """Woken one by one in a single pass, the second layer sees what the first will give."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(VECTOR.shape[0], 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)
+    )
+    with torch.no_grad():
+        model[0].bias -= 50
+        model[2].bias -= 50
+    student = Classifier(model, VECTOR, role="student")
+    x = _inputs(VECTOR)
+    assert recycle(student, x, _ON, _ALONE) == 8
+    with torch.no_grad():
+        hidden = model[2](F.relu(model[0](x)))
+    assert ((hidden > 0).float().mean(0) > 0.05).all()
+
+
+def test_logits_and_layers_without_a_rectifier_keep_their_bias():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(VECTOR.shape[0], 4), nn.Tanh(), nn.Linear(4, 3))
+    with torch.no_grad():
+        model[0].bias -= 50
+        model[2].bias -= 50
+    before = copy.deepcopy(model)
+    assert recycle(Classifier(model, VECTOR, role="student"), _inputs(VECTOR), _ON, _ALONE) == 0
+    assert same_tensors(model, before)
+
+
+def test_a_unit_without_a_bias_is_left_alone():
+    model = nn.Sequential(nn.Linear(VECTOR.shape[0], 4, bias=False), nn.ReLU(), nn.Linear(4, 3))
+    with torch.no_grad():
+        model[0].weight.copy_(-model[0].weight.abs())
+    before = copy.deepcopy(model)
+    recycle(Classifier(model, VECTOR, role="student"), _inputs(VECTOR).abs(), _ON, _ALONE)
+    assert same_tensors(model, before)
+
+
+def test_each_process_gives_its_share_and_all_move_alike(monkeypatch):
+    """Two processes whose shares differ: what they sum is the same for both, so is the bias that comes of it."""
+
+    class Two(World):
+        """Adds what the other process would give, of the same inputs twice as large."""
+
+        def sum(self, tensor):
+            return tensor.mul_(2) if tensor.dtype.is_floating_point else tensor
+
+    model, student = _silenced(*_STUDENTS["function"])
+    alone = copy.deepcopy(model)
+    recycle(student, _inputs(VECTOR), _ON, Two(rank=0, size=2))
+    recycle(Classifier(alone, VECTOR, role="student"), _inputs(VECTOR), _ON, _ALONE)
+    assert same_tensors(model, alone)
+
+
+def test_the_distiller_wakes_until_the_share_of_steps_and_not_after(monkeypatch):
+    from zskd_fast import distiller as module
+
+    looked = []
+    monkeypatch.setattr(module, "recycle", lambda student, x, recipe, world: looked.append(len(x)))
+    distiller = Distiller(
+        vector_classifier(seed=0),
+        vector_classifier(seed=1),
+        distillation_recipe(recycling=_ON),
+        VECTOR,
+        seed=0,
+    )
+    distiller.fit(_inputs(VECTOR), progress=False)
+    assert looked == [8] * 5, "wanted a look at steps 0, 2, 4, 6 and 8 of 20"
+
+
+def test_a_student_whose_units_died_learns_again():
+    recycling = RecyclingRecipe(every=2, until_fraction=0.8, least_active=0.01, woken_active=0.1)
+    losses = {}
+    for name, used in (("never", distillation_recipe().recycling), ("woken", recycling)):
+        torch.manual_seed(0)
+        student = _convolutional()
+        with torch.no_grad():
+            student[0].bias -= 50
+        recipe = distillation_recipe(recycling=used, steps=60, max_learning_rate=1e-2)
+        history = Distiller(image_classifier(classes=3, seed=0), student, recipe, IMAGE, seed=0).fit(
+            _inputs(IMAGE), progress=False
+        )
+        losses[name] = sum(history.loss[-10:])
+    assert losses["woken"] < 0.8 * losses["never"]
