@@ -201,11 +201,13 @@ class RecyclingRecipe:
     """A unit is silent if its ReLU lets less than this share of its values through."""
     woken_active: float
     """Share of its values that pass once it is woken."""
+    woken_scale: float
+    """Standard deviation of its values once it is woken, as a share of that of the layer's median unit which fires."""
 
     def __post_init__(self):
         check = Check(self, "distillation.recycling")
         check.at_least(0, "every")
-        check.fraction("until_fraction", "least_active", "woken_active")
+        check.fraction("until_fraction", "least_active", "woken_active", "woken_scale")
         enough = not self.every or self.woken_active > self.least_active
         check.that("woken_active", f"above least_active, {self.least_active}", enough)
 

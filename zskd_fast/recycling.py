@@ -1,6 +1,7 @@
 """Sets units of the student going again that their rectifier has silenced."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +14,14 @@ from zskd_fast.recipe import RecyclingRecipe
 
 _RECTIFIERS = {F.relu, torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_}
 _MARGIN = 1e-3
-# Which argument is the bias, and which axis of the output counts the units.
+# Which argument is the weight, which the bias, and which axis of the output counts the units.
+_CONVOLUTION = (1, 2, 1)
 _LAYERS = {
-    torch.conv1d: (2, 1),
-    torch.conv2d: (2, 1),
-    torch.conv3d: (2, 1),
-    F.linear: (2, -1),
-    F.batch_norm: (4, 1),
+    torch.conv1d: _CONVOLUTION,
+    torch.conv2d: _CONVOLUTION,
+    torch.conv3d: _CONVOLUTION,
+    F.linear: (1, 2, -1),
+    F.batch_norm: (3, 4, 1),
 }
 
 
@@ -29,14 +31,27 @@ def recycle(student: Classifier, x: torch.Tensor, recipe: RecyclingRecipe, world
     A unit is a channel of a convolution or of a batch normalisation, or an output of a linear layer, that goes straight
     into a ReLU. Where the ReLU lets less than ``recipe.least_active`` of a unit's values through, next to no gradient
     reaches the unit and it does not come back by itself (dormant units, "ReDo": Sokar et al., ICML 2023). Its bias is
-    moved so that the largest ``recipe.woken_active`` of its values pass. Sokar et al. draw the weights anew and silence
-    what reads them; here the weights stay, so that it need not be known what reads them. Units without a bias are left
-    alone. In a process group all processes are given their shares of the inputs.
+    moved so that the largest ``recipe.woken_active`` of its values pass, and weights and bias are made so small that
+    its deviation is ``recipe.woken_scale`` of that of the layer's median unit which fires. So what the student says
+    changes little, whatever reads the unit; Sokar et al. draw new weights and silence what reads them, which must be
+    known for that. Units without a bias are left alone. In a process group all processes are given their shares of the
+    inputs.
     """
     watch = _Watch(student.model, recipe, world)
     with frozen(student.model), torch.no_grad(), watch:
         student.logits(x)
     return watch.woken
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """What a layer gave, and what it was made of."""
+
+    output: torch.Tensor
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
+    axis: int
+    """Of the output: that of the units."""
 
 
 class _Watch(TorchFunctionMode):
@@ -47,31 +62,45 @@ class _Watch(TorchFunctionMode):
         self.woken = 0
         self._recipe, self._world = recipe, world
         self._own = {id(parameter) for parameter in student.parameters()}
-        self._layer = (None, None, 0)
+        self._last: _Layer | None = None
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        output, bias, axis = self._layer
-        if func in _RECTIFIERS and args and args[0] is output and id(bias) in self._own:
-            args = (self._awake(output, bias, axis), *args[1:])
+        if func in _RECTIFIERS and args and self._can_wake(args[0]):
+            args = (self._awake(self._last), *args[1:])
         result = func(*args, **kwargs)
         if func in _LAYERS:
-            place, axis = _LAYERS[func]
-            bias = args[place] if len(args) > place else kwargs.get("bias")
-            self._layer = (result, bias, axis)
+            weight, bias, axis = _LAYERS[func]
+            found = (_argument(args, kwargs, *each) for each in ((weight, "weight"), (bias, "bias")))
+            self._last = _Layer(result, *found, axis)
         return result
 
-    def _awake(self, output, bias, axis):
-        values = output.movedim(axis, 0).flatten(1)
-        active = self._mean((values > 0).float().mean(1))
-        silent = (active < self._recipe.least_active).nonzero()[:, 0]
+    def _can_wake(self, output):
+        last = self._last
+        return last and output is last.output and {id(last.weight), id(last.bias)} <= self._own
+
+    def _awake(self, layer):
+        values = layer.output.movedim(layer.axis, 0).flatten(1)
+        is_silent = self._mean((values > 0).float().mean(1)) < self._recipe.least_active
+        silent = is_silent.nonzero()[:, 0]
         if not len(silent):
-            return output
+            return layer.output
         self.woken += len(silent)
-        threshold = self._mean(self._threshold(values[silent])).to(bias.dtype)
-        bias[silent] -= threshold
-        shift = torch.zeros_like(bias).index_put((silent,), -threshold)
-        return (output.movedim(axis, -1) + shift).movedim(-1, axis)
+        deviation = self._mean(values.std(1, correction=0))
+        threshold = self._mean(self._threshold(values[silent]))
+        scale = self._scale(deviation[silent], deviation[~is_silent])
+        layer.weight[silent] *= scale.reshape(-1, *(1,) * (layer.weight.ndim - 1))
+        layer.bias[silent] = scale * (layer.bias[silent] - threshold)
+        awake = values.clone()
+        awake[silent] = (values[silent] - threshold[:, None]) * scale[:, None]
+        units_first = layer.output.movedim(layer.axis, 0)
+        return awake.reshape(units_first.shape).movedim(0, layer.axis)
+
+    def _scale(self, silent, firing):
+        """Factor of each silent unit; none is made louder, nor quieter where no other fires."""
+        if not len(firing):
+            return torch.ones_like(silent)
+        return (self._recipe.woken_scale * firing.median() / silent.clamp_min(1e-30)).clamp_max(1)
 
     def _threshold(self, values):
         below = math.ceil((1 - self._recipe.woken_active) * values.shape[1])
@@ -81,3 +110,7 @@ class _Watch(TorchFunctionMode):
     def _mean(self, tensor):
         """Over the processes."""
         return self._world.sum(tensor) / self._world.size
+
+
+def _argument(args, kwargs, place, name):
+    return args[place] if len(args) > place else kwargs.get(name)
