@@ -85,6 +85,7 @@ FACTORS: dict[str, dict[str, dict[str, object]]] = {
         "never": {f"{_RECYCLING}every": 0},
         "every 25 steps": {f"{_RECYCLING}every": 25},
         "woken to 50%": {f"{_RECYCLING}woken_active": 0.5},
+        "woken quietly, 0.01": {f"{_RECYCLING}woken_scale": 0.01},
     },
 }
 

@@ -202,14 +202,17 @@ class RecyclingRecipe:
     woken_active: float
     """Share of its values that pass once it is woken."""
     woken_scale: float
-    """Standard deviation of its values once it is woken, as a share of that of the layer's median unit which fires."""
+    """Its standard deviation once it is woken, at most, in units of that of the layer's median unit which fires."""
 
     def __post_init__(self):
         check = Check(self, "distillation.recycling")
         check.at_least(0, "every")
-        check.fraction("until_fraction", "least_active", "woken_active", "woken_scale")
+        check.fraction("until_fraction", "least_active", "woken_active")
+        check.at_least(0, "woken_scale")
         enough = not self.every or self.woken_active > self.least_active
         check.that("woken_active", f"above least_active, {self.least_active}", enough)
+        if self.every:
+            check.above_zero("woken_scale")
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,9 @@ def recycle(student: Classifier, x: torch.Tensor, recipe: RecyclingRecipe, world
     A unit is a channel of a convolution or of a batch normalisation, or an output of a linear layer, that goes straight
     into a ReLU. Where the ReLU lets less than ``recipe.least_active`` of a unit's values through, next to no gradient
     reaches the unit and it does not come back by itself (dormant units, "ReDo": Sokar et al., ICML 2023). Its bias is
-    moved so that the largest ``recipe.woken_active`` of its values pass, and weights and bias are made so small that
-    its deviation is ``recipe.woken_scale`` of that of the layer's median unit which fires. So what the student says
-    changes little, whatever reads the unit; Sokar et al. draw new weights and silence what reads them, which must be
+    moved so that the largest ``recipe.woken_active`` of its values pass. A unit may have grown loud before it fell
+    silent: weights and bias are made so small that its deviation is ``recipe.woken_scale`` times that of the layer's
+    median unit which fires, if it was more. Sokar et al. draw new weights and silence what reads them, which must be
     known for that. Units without a bias are left alone. In a process group all processes are given their shares of the
     inputs.
     """
