@@ -173,7 +173,7 @@ class Repro:
 
     name: tyro.conf.Positional[Literal["fast-mnist", "fast-fashion", "paper-mnist", "paper-fashion"]]
     """The recommended recipe or the paper's choices, with the LeNet-5 teacher of a data set that comes along."""
-    size: Literal["small", "medium", "large"] = "medium"
+    size: Literal["small", "medium", "large"] = "small"
     """Size of the recommended recipe; the paper's has one."""
     ways: tuple[Literal["zskd", "class-impressions", "start-noise", "real-kd", "real-ce"], ...] = (
         "zskd",
