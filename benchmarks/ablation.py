@@ -29,7 +29,7 @@ from zskd_fast.repro.setups import SETUPS
 from zskd_fast.synthesizer import Synthesizer
 
 BASE = "base"
-_DATA_SETS = ("fast-mnist", "fast-fashion")
+DATA_SETS = ("fast-mnist", "fast-fashion")
 _IMPRESSIONS, _STUDENT_STEPS = 2000, 1000
 
 # Factor -> value as shown -> the keys of the recipe that it changes.
@@ -117,7 +117,7 @@ class Row:
 class Ablation:
     """Run what the tables of results lack."""
 
-    data_sets: tuple[str, ...] = _DATA_SETS
+    data_sets: tuple[str, ...] = DATA_SETS
     """Setups of `zskd-fast repro` whose teacher and test data are used; two processes may take one each."""
     factors: tuple[str, ...] = tuple(FACTORS)
     """Which factors."""
@@ -149,7 +149,7 @@ def results_of(data_set: str) -> Path:
 
 def read_results() -> list[Row]:
     """All rows of all data sets."""
-    return [row for data_set in _DATA_SETS for row in read_table(results_of(data_set), Row)]
+    return [row for data_set in DATA_SETS for row in read_table(results_of(data_set), Row)]
 
 
 def main(order: Ablation) -> None:

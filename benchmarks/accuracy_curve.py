@@ -7,20 +7,20 @@ already is not done again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from benchmarks.ablation import DATA_SETS, changed
 from zskd_fast.commands import set_up
 from zskd_fast.options import Machine
 from zskd_fast.recipe import Recipe, load_recipe
 from zskd_fast.repro.repeat import Order, repeat
 from zskd_fast.repro.results import Outcome, read_table
 
-WAYS = ("zskd", "start-noise")
-_DATA_SETS = ("fast-mnist", "fast-fashion")
+CURVE_WAYS = ("zskd", "start-noise")
 _DIVISORS = (8, 4, 2)
 
 
@@ -28,7 +28,7 @@ _DIVISORS = (8, 4, 2)
 class Curve:
     """Run what the curve lacks, for seeds from --seed on."""
 
-    data_sets: tuple[str, ...] = _DATA_SETS
+    data_sets: tuple[str, ...] = DATA_SETS
     """Setups of `zskd-fast repro` whose teacher and test data are used; two processes may take one each."""
     seeds: int = 3
     """How many."""
@@ -39,7 +39,7 @@ class Curve:
 
 def read_curve() -> list[Outcome]:
     """The rows of all data sets."""
-    return [row for data_set in _DATA_SETS for row in read_table(_results_of(data_set), Outcome)]
+    return [row for data_set in DATA_SETS for row in read_table(_results_of(data_set), Outcome)]
 
 
 def main(curve: Curve) -> None:
@@ -51,16 +51,16 @@ def main(curve: Curve) -> None:
             for divisor in _DIVISORS:
                 recipe = _part(load_recipe("fast-small"), divisor)
                 out = curve.out / data_set / str(divisor)
-                repeat(Order(data_set, recipe, WAYS, [seed], None, out, _results_of(data_set)), device)
+                repeat(Order(data_set, recipe, CURVE_WAYS, [seed], None, out, _results_of(data_set)), device)
 
 
 def _part(recipe: Recipe, divisor: int) -> Recipe:
-    return replace(
-        recipe,
-        name=f"{recipe.name} / {divisor}",
-        synthesis=replace(recipe.synthesis, impressions=recipe.synthesis.impressions // divisor),
-        distillation=replace(recipe.distillation, steps=recipe.distillation.steps // divisor),
-    )
+    less = {
+        "name": f"{recipe.name} / {divisor}",
+        "synthesis.impressions": recipe.synthesis.impressions // divisor,
+        "distillation.steps": recipe.distillation.steps // divisor,
+    }
+    return changed(recipe, less)
 
 
 def _results_of(data_set: str) -> Path:

@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
+from benchmarks.accuracy_curve import CURVE_WAYS
 from benchmarks.figures import times_faster
 from benchmarks.lookup import Lookup, growth_exponent
 from zskd_fast.repro.results import Outcome
@@ -101,7 +102,7 @@ def draw_accuracy(outcomes: list[Outcome], folder: Path = PLOTS) -> Path:
 
 def _accuracy(axis: plt.Axes, outcomes: list[Outcome]) -> None:
     """A dot for each student, a line through the means of the students of a recipe."""
-    for way, colour in zip(("zskd", "start-noise"), _COLOURS, strict=False):
+    for way, colour in zip(CURVE_WAYS, _COLOURS, strict=False):
         students = [outcome for outcome in outcomes if outcome.way == way]
         axis.plot(*_points(students), ".", color=colour, alpha=0.5)
         groups = [

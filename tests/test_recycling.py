@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from small_models import IMAGE, VECTOR, distillation_recipe, image_classifier, same_tensors, vector_classifier
 from torch import nn
 
+from zskd_fast import distiller as distiller_module
 from zskd_fast.classifier import Classifier
 from zskd_fast.distiller import Distiller
 from zskd_fast.distributed import World
@@ -29,24 +30,14 @@ class _Functional(nn.Module):
         return self.last(torch.relu_(self.hidden(x)))
 
 
+def _convolutional(*between):
+    channels, height, width = IMAGE.shape
+    hidden = nn.Conv2d(channels, 4, 3, padding=1), *between, nn.ReLU(inplace=True)
+    return nn.Sequential(*hidden, nn.Flatten(), nn.Linear(4 * height * width, 3))
+
+
 def _normalised():
-    channels = IMAGE.shape[0]
-    size = IMAGE.shape[1] * IMAGE.shape[2]
-    return nn.Sequential(
-        nn.Conv2d(channels, 4, 3, padding=1),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(4 * size, 3),
-    )
-
-
-def _convolutional():
-    channels = IMAGE.shape[0]
-    size = IMAGE.shape[1] * IMAGE.shape[2]
-    return nn.Sequential(
-        nn.Conv2d(channels, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(4 * size, 3)
-    )
+    return _convolutional(nn.BatchNorm2d(4))
 
 
 # A model, its input, and the layer whose bias silences it.
@@ -149,11 +140,11 @@ def test_a_unit_without_a_bias_is_left_alone():
     assert same_tensors(model, before)
 
 
-def test_each_process_gives_its_share_and_all_move_alike(monkeypatch):
-    """Two processes whose shares differ: what they sum is the same for both, so is the bias that comes of it."""
+def test_what_is_measured_is_the_mean_over_the_processes():
+    """Two processes with the same share of the inputs wake a unit as one alone does."""
 
     class Two(World):
-        """Adds what the other process would give, of the same inputs twice as large."""
+        """Adds what the other process gives: the same."""
 
         def sum(self, tensor):
             return tensor.mul_(2) if tensor.dtype.is_floating_point else tensor
@@ -166,10 +157,8 @@ def test_each_process_gives_its_share_and_all_move_alike(monkeypatch):
 
 
 def test_the_distiller_wakes_until_the_share_of_steps_and_not_after(monkeypatch):
-    from zskd_fast import distiller as module
-
     looked = []
-    monkeypatch.setattr(module, "recycle", lambda student, x, recipe, world: looked.append(len(x)))
+    monkeypatch.setattr(distiller_module, "recycle", lambda student, x, recipe, world: looked.append(len(x)))
     distiller = Distiller(
         vector_classifier(seed=0),
         vector_classifier(seed=1),

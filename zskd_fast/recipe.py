@@ -209,9 +209,9 @@ class RecyclingRecipe:
         check.at_least(0, "every")
         check.fraction("until_fraction", "least_active", "woken_active")
         check.at_least(0, "woken_scale")
-        enough = not self.every or self.woken_active > self.least_active
-        check.that("woken_active", f"above least_active, {self.least_active}", enough)
         if self.every:
+            fires_then = self.woken_active > self.least_active
+            check.that("woken_active", f"above least_active, {self.least_active}", fires_then)
             check.above_zero("woken_scale")
 
 

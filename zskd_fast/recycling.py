@@ -13,6 +13,8 @@ from zskd_fast.distributed import World
 from zskd_fast.recipe import RecyclingRecipe
 
 _RECTIFIERS = {F.relu, torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_}
+# Of a unit's deviation, how much it is raised above the value from which on it is to fire: inputs that silence all of
+# the layer before give the same value, often the largest, and would else stay at 0.
 _MARGIN = 1e-3
 # Which argument is the weight, which the bias, and which axis of the output counts the units.
 _CONVOLUTION = (1, 2, 1)
@@ -87,7 +89,7 @@ class _Watch(TorchFunctionMode):
             return layer.output
         self.woken += len(silent)
         deviation = self._mean(values.std(1, correction=0))
-        threshold = self._mean(self._threshold(values[silent]))
+        threshold = self._mean(self._threshold(values[silent])) - _MARGIN * deviation[silent]
         scale = self._scale(deviation[silent], deviation[~is_silent])
         layer.weight[silent] *= scale.reshape(-1, *(1,) * (layer.weight.ndim - 1))
         layer.bias[silent] = scale * (layer.bias[silent] - threshold)
@@ -104,8 +106,7 @@ class _Watch(TorchFunctionMode):
 
     def _threshold(self, values):
         below = math.ceil((1 - self._recipe.woken_active) * values.shape[1])
-        # Inputs that silence all of the layer before give the same value, often the largest: let them pass then.
-        return values.kthvalue(max(1, below)).values - _MARGIN * values.std(1, correction=0)
+        return values.kthvalue(max(1, below)).values
 
     def _mean(self, tensor):
         """Over the processes."""
