@@ -1,6 +1,7 @@
 """Units that a ReLU has silenced: which are found, and what waking does to them and to the rest."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ from zskd_fast.distributed import World
 from zskd_fast.recipe import RecyclingRecipe
 from zskd_fast.recycling import recycle
 
-_ON = RecyclingRecipe(every=2, until_fraction=0.5, least_active=0.01, woken_active=0.1, woken_scale=0.01)
+_ON = RecyclingRecipe(
+    every=2, until_fraction=0.5, until_step=100, least_active=0.01, woken_active=0.1, woken_scale=0.01
+)
 _ALONE = World()
 
 
@@ -156,23 +159,25 @@ def test_what_is_measured_is_the_mean_over_the_processes():
     assert same_tensors(model, alone)
 
 
-def test_the_distiller_wakes_until_the_share_of_steps_and_not_after(monkeypatch):
+@pytest.mark.parametrize(("until_step", "looks"), [(100, [0, 2, 4, 6, 8]), (5, [0, 2, 4])])
+def test_the_distiller_wakes_until_the_share_of_steps_or_the_step(monkeypatch, until_step, looks):
+    """A student of 20,000 steps that was woken until 16,000 was lost at 12,200, half of a layer silent at a look."""
     looked = []
     monkeypatch.setattr(distiller_module, "recycle", lambda student, x, recipe, world: looked.append(len(x)))
     distiller = Distiller(
         vector_classifier(seed=0),
         vector_classifier(seed=1),
-        distillation_recipe(recycling=_ON),
+        distillation_recipe(recycling=dataclasses.replace(_ON, until_step=until_step)),
         VECTOR,
         seed=0,
     )
     distiller.fit(_inputs(VECTOR), progress=False)
-    assert looked == [8] * 5, "wanted a look at steps 0, 2, 4, 6 and 8 of 20"
+    assert looked == [8] * len(looks), f"wanted a look at steps {looks} of 20"
 
 
 def test_a_student_whose_units_died_learns_again():
     recycling = RecyclingRecipe(
-        every=2, until_fraction=0.8, least_active=0.01, woken_active=0.1, woken_scale=0.01
+        every=2, until_fraction=0.8, until_step=100, least_active=0.01, woken_active=0.1, woken_scale=0.01
     )
     losses = {}
     for name, used in (("never", distillation_recipe().recycling), ("woken", recycling)):

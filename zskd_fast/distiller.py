@@ -233,7 +233,7 @@ class Distiller:
 
     def _recycle(self, x, state, world):
         recycling = self.recipe.recycling
-        late = state.step >= recycling.until_fraction * self.recipe.steps
+        late = state.step >= min(recycling.until_fraction * self.recipe.steps, recycling.until_step)
         if recycling.every and state.step % recycling.every == 0 and not late:
             with self.timer("recycling"):
                 recycle(self._student, x, recycling, world)

@@ -197,6 +197,9 @@ class RecyclingRecipe:
     """Steps from one look for silent units to the next; 0 never looks."""
     until_fraction: float
     """Share of the student's steps after which none is woken: it would have no time left to learn."""
+    until_step: int
+    """Step after which none is woken, however long the run: thousands of steps later the same units fall silent again
+    and again, and waking them throws the student off."""
     least_active: float
     """A unit is silent if its ReLU lets less than this share of its values through."""
     woken_active: float
@@ -206,7 +209,7 @@ class RecyclingRecipe:
 
     def __post_init__(self):
         check = Check(self, "distillation.recycling")
-        check.at_least(0, "every")
+        check.at_least(0, "every", "until_step")
         check.fraction("until_fraction", "least_active", "woken_active")
         check.at_least(0, "woken_scale")
         if self.every:
