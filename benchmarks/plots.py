@@ -9,6 +9,7 @@ import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import ScalarFormatter
 
 from benchmarks.accuracy_curve import CURVE_WAYS
 from benchmarks.figures import times_faster
@@ -111,7 +112,9 @@ def _accuracy(axis: plt.Axes, outcomes: list[Outcome]) -> None:
         ]
         means = sorted(tuple(map(statistics.fmean, _points(group))) for group in groups)
         axis.plot(*zip(*means, strict=True), "o-", color=colour, label=WAYS[way])
-    axis.set(xscale="log", xlabel="seconds", ylabel="accuracy %")
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter(ScalarFormatter())
+    axis.set(xlabel="seconds", ylabel="accuracy %")
 
 
 def _points(outcomes: list[Outcome]) -> tuple[list[float], list[float]]:

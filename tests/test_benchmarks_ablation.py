@@ -3,7 +3,8 @@ import dataclasses
 import pytest
 import torch
 
-from benchmarks.ablation import FACTORS, Row, _Growing, base_recipe, changed
+from benchmarks.ablation import BASE, FACTORS, Row, _Growing, base_recipe, changed
+from benchmarks.ablation_report import mean_row
 from zskd_fast.pipeline import load_teacher, make_synthesizer
 from zskd_fast.repro.results import read_table, upsert
 from zskd_fast.repro.setups import SETUPS
@@ -24,6 +25,16 @@ def test_a_run_that_is_done_again_takes_the_place_of_the_first(tmp_path):
     for each in (row, other, better):
         upsert(tmp_path / "ablation.csv", [each])
     assert read_table(tmp_path / "ablation.csv", Row) == [better, other]
+
+
+def test_a_factor_is_compared_with_the_base_on_its_own_seeds():
+    base = [Row("fast-mnist", BASE, BASE, seed, 0.9 - 0.1 * seed, 0.8, 0.7, 1.5, 2.5, 2) for seed in range(3)]
+    runs = [dataclasses.replace(row, factor="steps", value="0") for row in base[:2]]
+    for value in (BASE, "0"):
+        mean = mean_row(base + runs, "fast-mnist", "steps", value)
+        assert mean is not None
+        assert mean.student_accuracy == pytest.approx(0.85)
+    assert mean_row(base + runs, "fast-mnist", "steps", "15") is None
 
 
 def test_impressions_that_grow_are_those_made_at_once():
