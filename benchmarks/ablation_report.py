@@ -129,7 +129,7 @@ def _data_sets(rows: Iterable[Row]) -> list[str]:
 def mean_row(rows: Iterable[Row], data_set: str, factor: str, value: str) -> Row | None:
     """The mean over seeds; that of the base over the seeds that the factor has been run with, and no others.
 
-    A seed is lucky or not with every recipe, so that only the same seeds can be compared.
+    Seeds alone move a student further than most changes do: none is held against seeds that it has not had.
     """
     of_factor = [row for row in rows if row.key[:2] == (data_set, factor)]
     if value == BASE:

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from benchmarks.ablation import BASE, FACTORS, Row, _Growing, base_recipe, changed
-from benchmarks.ablation_report import mean_row
 from zskd_fast.pipeline import load_teacher, make_synthesizer
 from zskd_fast.repro.results import read_table, upsert
 from zskd_fast.repro.setups import SETUPS
@@ -28,6 +27,9 @@ def test_a_run_that_is_done_again_takes_the_place_of_the_first(tmp_path):
 
 
 def test_a_factor_is_compared_with_the_base_on_its_own_seeds():
+    pytest.importorskip("matplotlib", reason="the plots need the extra `bench`")
+    from benchmarks.ablation_report import mean_row
+
     base = [Row("fast-mnist", BASE, BASE, seed, 0.9 - 0.1 * seed, 0.8, 0.7, 1.5, 2.5, 2) for seed in range(3)]
     runs = [dataclasses.replace(row, factor="steps", value="0") for row in base[:2]]
     for value in (BASE, "0"):

@@ -161,7 +161,7 @@ def test_what_is_measured_is_the_mean_over_the_processes():
 
 @pytest.mark.parametrize(("until_step", "looks"), [(100, [0, 2, 4, 6, 8]), (5, [0, 2, 4])])
 def test_the_distiller_wakes_until_the_share_of_steps_or_the_step(monkeypatch, until_step, looks):
-    """A student of 20,000 steps that was woken until 16,000 was lost at 12,200, half of a layer silent at a look."""
+    """A student of 20,000 steps that was woken until 16,000 was lost at 12,200, units asleep again at each look."""
     looked = []
     monkeypatch.setattr(distiller_module, "recycle", lambda student, x, recipe, world: looked.append(len(x)))
     distiller = Distiller(
