@@ -59,14 +59,14 @@ $(VENV)/.tools: pyproject.toml
 	fi
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing $(TORCH) into $(VENV)"
-	$(BIN)/pip install -q --upgrade pip
-	$(BIN)/pip install -q '$(TORCH)'
-	$(BIN)/pip install -q 'setuptools>=77' 'cmake>=3.25' ninja 'pybind11>=2.13' wheel
+	$(BIN)/pip install -qq --upgrade pip
+	$(BIN)/pip install -qq '$(TORCH)'
+	$(BIN)/pip install -qq 'setuptools>=77' 'cmake>=3.25' ninja 'pybind11>=2.13' wheel
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.tools $(SOURCES)
 	@echo "Building the extension (a minute or two)"
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install -q --no-build-isolation -e '.[report,test,bench,lint]'
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install -qq --no-build-isolation -e '.[report,test,bench,lint]'
 	@touch $@
 
 clean: ## remove what was built, the virtual environment included

@@ -16,17 +16,17 @@ from typing import Annotated
 import torch
 import tyro
 
-from zskd_fast.commands import set_up
-from zskd_fast.distiller import Distiller
-from zskd_fast.evaluation import accuracy, load_test_set
-from zskd_fast.impressions import Impressions
-from zskd_fast.options import Machine
-from zskd_fast.pipeline import load_student, load_teacher, make_synthesizer
-from zskd_fast.recipe import Recipe, SynthesisRecipe, load_recipe, recipe_from_dict, recipe_to_dict
+from zskd_fast.cli.commands import set_up
+from zskd_fast.cli.options import Machine
+from zskd_fast.config.recipe import Recipe, SynthesisRecipe, load_recipe, recipe_from_dict, recipe_to_dict
+from zskd_fast.distillation.distiller import Distiller
+from zskd_fast.real_data.evaluation import accuracy, load_test_set
 from zskd_fast.repro.probe import Probe
 from zskd_fast.repro.results import read_table, upsert
 from zskd_fast.repro.setups import SETUPS
-from zskd_fast.synthesizer import Synthesizer
+from zskd_fast.run.pipeline import load_student, load_teacher, make_synthesizer
+from zskd_fast.store.impressions import Impressions
+from zskd_fast.synthesis.synthesizer import Synthesizer
 
 BASE = "base"
 DATA_SETS = ("fast-mnist", "fast-fashion")

@@ -14,9 +14,9 @@ from typing import Annotated
 import tyro
 
 from benchmarks.ablation import DATA_SETS, changed
-from zskd_fast.commands import set_up
-from zskd_fast.options import Machine
-from zskd_fast.recipe import Recipe, load_recipe
+from zskd_fast.cli.commands import set_up
+from zskd_fast.cli.options import Machine
+from zskd_fast.config.recipe import Recipe, load_recipe
 from zskd_fast.repro.repeat import Order, repeat
 from zskd_fast.repro.results import Outcome, read_table
 

@@ -5,9 +5,9 @@ import functools
 
 from benchmarks import plain_loop
 from benchmarks.measure import Bench
-from zskd_fast.loading import ASSETS, load_model
-from zskd_fast.recipe import load_recipe
-from zskd_fast.synthesizer import Synthesizer
+from zskd_fast.config.recipe import load_recipe
+from zskd_fast.models.loading import ASSETS, load_model
+from zskd_fast.synthesis.synthesizer import Synthesizer
 
 SETTINGS = [50]  # steps of each impression; what comes before and after them is done once an impression
 SHAPES = [(400,)]  # impressions: four batches, so that there is something for several cores

@@ -11,8 +11,8 @@ from torch.fx.experimental.optimization import fuse
 from benchmarks import machine
 from benchmarks.measure import Bench
 from zskd_fast import ops
-from zskd_fast.fast_calls import fast_calls
 from zskd_fast.models import AlexNet, LeNet5
+from zskd_fast.models.cpu_overrides import fast_calls
 
 THREADS = [machine.all_threads()]
 _BATCH = 100

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from benchmarks.measure import Bench
-from zskd_fast.distiller import Distiller
-from zskd_fast.evaluation import accuracy, load_test_set
-from zskd_fast.loading import ASSETS, load_model
+from zskd_fast.config.recipe import load_recipe
+from zskd_fast.distillation.distiller import Distiller
 from zskd_fast.models import LeNet5Half
-from zskd_fast.recipe import load_recipe
-from zskd_fast.synthesizer import Synthesizer
+from zskd_fast.models.loading import ASSETS, load_model
+from zskd_fast.real_data.evaluation import accuracy, load_test_set
+from zskd_fast.synthesis.synthesizer import Synthesizer
 
 GOALS = [0.95, 0.97]
 PROVIDERS = ["zskd_fast"]

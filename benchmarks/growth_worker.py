@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
+from zskd_fast.config.recipe import load_recipe
 from zskd_fast.models import LeNet5
-from zskd_fast.recipe import load_recipe
-from zskd_fast.store import Store
-from zskd_fast.synthesizer import Synthesizer, synthesize
+from zskd_fast.store.store import Store
+from zskd_fast.synthesis.synthesizer import Synthesizer, synthesize
 
 _SHARD = 500
 

@@ -14,9 +14,9 @@ from matplotlib.ticker import ScalarFormatter
 from benchmarks.accuracy_curve import CURVE_WAYS
 from benchmarks.figures import times_faster
 from benchmarks.lookup import Lookup, growth_exponent
+from zskd_fast.repro.methods import WAYS
 from zskd_fast.repro.results import Outcome
 from zskd_fast.repro.setups import PAPER, SETUPS
-from zskd_fast.repro.ways import WAYS
 
 PLOTS = Path(__file__).parent / "plots"
 _PEERS = {

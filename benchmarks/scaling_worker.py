@@ -12,11 +12,11 @@ import sys
 
 import torch
 
-from zskd_fast.distributed import launched
-from zskd_fast.loading import ASSETS, load_model
-from zskd_fast.recipe import load_recipe
-from zskd_fast.store import Store
-from zskd_fast.synthesizer import Synthesizer, synthesize
+from zskd_fast.config.recipe import load_recipe
+from zskd_fast.models.loading import ASSETS, load_model
+from zskd_fast.runtime.processes import launched
+from zskd_fast.store.store import Store
+from zskd_fast.synthesis.synthesizer import Synthesizer, synthesize
 
 
 def main(impressions: int, shard: int, steps: int, folder: str | None) -> None:

@@ -45,7 +45,7 @@ def test_every_exported_name_exists():
 
 @pytest.fixture
 def loader(monkeypatch):
-    return importlib.import_module("zskd_fast._load")
+    return importlib.import_module("zskd_fast._extension")
 
 
 def test_another_torch_is_named_with_the_way_to_rebuild(loader, monkeypatch):

@@ -10,19 +10,19 @@ __version__ = "0.1.0"
 # Name -> module that defines it. Loaded on first use, so that `zskd-fast --help` need not wait for torch.
 _EXPORTS = {
     "InputError": "errors",
-    "build_info": "build_info",
-    "InputSpec": "input_spec",
-    "Recipe": "recipe",
-    "load_recipe": "recipe",
-    "recipe_names": "recipe",
-    "Plan": "plan",
-    "class_similarity": "class_similarity",
-    "Synthesizer": "synthesizer",
-    "Distiller": "distiller",
-    "Store": "store",
-    "ImpressionDataset": "dataset",
-    "ShardShuffle": "dataset",
-    "MappedRows": "mapped_rows",
+    "build_info": "_extension",
+    "InputSpec": "config.input_spec",
+    "Recipe": "config.recipe",
+    "load_recipe": "config.recipe",
+    "recipe_names": "config.recipe",
+    "Plan": "synthesis.plan",
+    "class_similarity": "synthesis.class_similarity",
+    "Synthesizer": "synthesis.synthesizer",
+    "Distiller": "distillation.distiller",
+    "Store": "store.store",
+    "ImpressionDataset": "store.dataset",
+    "ShardShuffle": "store.dataset",
+    "MappedRows": "store.mapped_rows",
 }
 _MODULES = ("distributions", "models", "nn", "ops", "reference")
 

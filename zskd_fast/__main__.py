@@ -2,7 +2,7 @@
 
 import sys
 
-from zskd_fast.cli import main
+from zskd_fast.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,9 +3,9 @@
 import torch
 import torch.nn.functional as F
 
-from zskd_fast.classifier import Classifier, modes_kept
-from zskd_fast.input_spec import InputSpec
-from zskd_fast.recipe import AdversaryRecipe
+from zskd_fast.config.input_spec import InputSpec
+from zskd_fast.config.recipe import AdversaryRecipe
+from zskd_fast.models.classifier import Classifier, modes_kept
 
 
 def harden(

@@ -56,14 +56,14 @@ def check_cpu(copy: Path) -> None:
 
 
 def check_device(copy: Path) -> None:
-    run(BIN / "pytest", "tests/test_cuda_device.py", cwd=copy, ZSKD_NEED_DEVICE="1")
+    run(BIN / "pytest", "tests/cuda/test_cuda_device.py", cwd=copy, ZSKD_NEED_DEVICE="1")
     run(BIN / "zskd-fast", "doctor", cwd=copy)
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None:
         print("skipped compute-sanitizer: it is not in PATH")
         return
     for tool in ("memcheck", "racecheck", "synccheck"):
-        tests = ["tests/test_cuda_device.py", "-k", "match and float32 or philox or update"]
+        tests = ["tests/cuda/test_cuda_device.py", "-k", "match and float32 or philox or update"]
         run(sanitizer, f"--tool={tool}", "--error-exitcode=1", BIN / "pytest", *tests, cwd=copy)
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from zskd_fast._load import _C
+from zskd_fast._extension import _C
 from zskd_fast.ops._plain import is_plain
 
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from zskd_fast._load import _C
+from zskd_fast._extension import _C
 from zskd_fast.ops._plain import is_plain, needs_grad
 
 

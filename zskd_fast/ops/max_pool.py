@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zskd_fast._load import _C
+from zskd_fast._extension import _C
 from zskd_fast.ops._plain import is_eager
 
 

@@ -6,8 +6,8 @@ import importlib.util
 from pathlib import Path
 
 from zskd_fast.errors import InputError
-from zskd_fast.files import write_atomically
-from zskd_fast.runs import RunFolder
+from zskd_fast.run.run_folder import RunFolder
+from zskd_fast.runtime.files import write_atomically
 
 __all__ = ["missing_extras", "write_report"]
 

@@ -10,10 +10,10 @@ import jinja2
 import torch
 from markupsafe import Markup
 
-from zskd_fast.impressions import Impressions
 from zskd_fast.report import figures
-from zskd_fast.runs import RunFolder, RunRecord
-from zskd_fast.store import Store
+from zskd_fast.run.run_folder import RunFolder, RunRecord
+from zskd_fast.store.impressions import Impressions
+from zskd_fast.store.store import Store
 
 __all__ = ["render"]
 

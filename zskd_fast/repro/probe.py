@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from zskd_fast.classifier import Classifier
-from zskd_fast.evaluation import agreement
-from zskd_fast.pipeline import Model, make_synthesizer
-from zskd_fast.recipe import Recipe
-from zskd_fast.start_noise import start_noise
+from zskd_fast.config.recipe import Recipe
+from zskd_fast.models.classifier import Classifier
+from zskd_fast.real_data.evaluation import agreement
+from zskd_fast.run.pipeline import Model, make_synthesizer
+from zskd_fast.synthesis.start_noise import start_noise
 
 __all__ = ["Probe"]
 

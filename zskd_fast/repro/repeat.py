@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-from zskd_fast.data import LabelledImages, load_folder
+from zskd_fast.config.recipe import Recipe
 from zskd_fast.errors import InputError
-from zskd_fast.evaluation import load_test_set
-from zskd_fast.pipeline import load_teacher
-from zskd_fast.recipe import Recipe
+from zskd_fast.real_data.evaluation import load_test_set
+from zskd_fast.real_data.images import LabelledImages, load_folder
+from zskd_fast.repro.methods import REAL, Task, run_way
 from zskd_fast.repro.results import Outcome, read_table, upsert
 from zskd_fast.repro.setups import SETUPS
-from zskd_fast.repro.ways import REAL, Task, run_way
+from zskd_fast.run.pipeline import load_teacher
 
 __all__ = ["Order", "repeat"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from zskd_fast.errors import InputError
-from zskd_fast.files import write_atomically
+from zskd_fast.runtime.files import write_atomically
 
 __all__ = ["Outcome", "read_table", "upsert"]
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from zskd_fast.loading import ASSETS
-from zskd_fast.options import Student, Teacher
+from zskd_fast.cli.options import Student, Teacher
+from zskd_fast.models.loading import ASSETS
 
 __all__ = ["PAPER", "SETUPS", "Published", "Setup"]
 

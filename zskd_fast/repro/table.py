@@ -6,9 +6,9 @@ import math
 import statistics
 from collections.abc import Iterable
 
+from zskd_fast.repro.methods import WAYS
 from zskd_fast.repro.results import Outcome
 from zskd_fast.repro.setups import PAPER, SETUPS, Published
-from zskd_fast.repro.ways import WAYS
 
 __all__ = ["accuracy_table"]
 

@@ -1,0 +1,154 @@
+"""The CUDA kernels through nvcc, without a GPU: they compile, spill nothing and keep to the budget of registers."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+def _load_figures():
+    spec = importlib.util.spec_from_file_location("figures", ROOT / "tests" / "cuda" / "figures.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["figures"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+figures = _load_figures()
+
+
+def of_kernel(**changed) -> "figures.Figures":
+    facts = dict(
+        kernel="op kernel",
+        arch=90,
+        threads=256,
+        registers=32,
+        spilled=0,
+        shared=0,
+        wide_loads=2,
+        wide_stores=1,
+    )
+    return figures.Figures(**{**facts, **changed})
+
+
+def test_the_kernels_compile_and_keep_to_the_budget(capsys):
+    if figures.find_nvcc() is None:
+        pytest.skip("no nvcc in PATH or CUDA_HOME, so the kernels cannot be compiled for a device")
+    rows = figures.compile_kernels(figures.BUDGET_ARCH)
+    with capsys.disabled():
+        print(f"\n{figures.table(rows)}")
+    assert not figures.over_budget(rows)
+
+
+@pytest.mark.parametrize("op", ["dirichlet", "philox"])
+def test_a_draw_is_made_of_exactly_rounded_instructions_alone(op, tmp_path):
+    """What the same bits on every device rest on: .rn rounds as IEEE says, and ptxas fuses no two of them."""
+    if figures.find_nvcc() is None:
+        pytest.skip("no nvcc in PATH or CUDA_HOME, so there is no PTX to look at")
+    source, ptx = ROOT / "csrc" / "cuda" / f"{op}_cuda.cu", tmp_path / "out.ptx"
+    command = [figures.find_nvcc(), *figures.FLAGS, "-ptx", "-arch=sm_80", str(source), "-o", str(ptx)]
+    subprocess.run(command, check=True, capture_output=True)
+    arithmetic = set(re.findall(r"\b([a-z]\w*)((?:\.\w+)*?)\.f(?:32|64)\b", ptx.read_text()))
+    moving = {"mov", "ld", "st", "setp", "selp", "neg", "abs", "min", "max"}
+    widening = ("cvt", "")
+    rounding = {(name, how) for name, how in arithmetic if name not in moving} - {widening}
+    assert {"add", "mul", "fma", "div", "sqrt"} <= {name for name, _ in rounding}
+    # cvt names the type that it rounds to before the one that it rounds from.
+    assert all(how in (".rn", ".rn.f16", ".rn.bf16") for _, how in rounding), rounding
+
+
+@pytest.mark.parametrize(
+    ("changed", "complaint"),
+    [
+        ({"spilled": 8}, "op kernel on sm_90 spills 8 bytes"),
+        ({"registers": 33}, "op kernel: registers 33, the budget is 32"),
+        ({"shared": 4}, "op kernel: shared 4, the budget is 0"),
+        ({"wide_stores": 0}, "op kernel: wide_stores 0, the budget asks for 1"),
+        (
+            {"kernel": "op other"},
+            r"kernels with a figure or a budget, but not both: ['op kernel', 'op other']",
+        ),
+        ({"wide_loads": -1, "wide_stores": -1}, None),
+        ({}, None),
+    ],
+    ids=lambda value: "+".join(value) or "same" if isinstance(value, dict) else "",
+)
+def test_what_is_over_the_budget_is_named(changed, complaint, tmp_path, monkeypatch):
+    budget = tmp_path / "budget.json"
+    limits = {"registers": 32, "shared": 0, "wide_loads": 2, "wide_stores": 1}
+    budget.write_text(json.dumps({"op kernel": limits}))
+    monkeypatch.setattr(figures, "BUDGET", budget)
+    assert figures.over_budget([of_kernel(**changed)]) == ([complaint] if complaint else [])
+
+
+@pytest.mark.parametrize(
+    ("changed", "arch", "occupancy"),
+    [
+        ({}, 90, 1.0),
+        ({"registers": 33}, 90, 0.75),  # 40 a thread: six blocks of 256
+        ({"registers": 168, "threads": 128}, 80, 0.1875),
+        ({"shared": 48 * 1024}, 90, 0.5),  # four blocks with the kilobyte that each takes
+        ({"threads": 128}, 75, 1.0),
+        ({"threads": 256}, 86, 1.0),
+    ],
+)
+def test_occupancy_follows_from_registers_and_shared_memory(changed, arch, occupancy):
+    assert of_kernel(**{**changed, "arch": arch}).occupancy == occupancy
+
+
+# --- which backends a build gets ---
+
+
+def configure(tmp_path: Path, choice: str, **environment: str) -> subprocess.CompletedProcess:
+    command = [
+        "cmake",
+        "-S",
+        str(ROOT),
+        "-B",
+        str(tmp_path),
+        "-G",
+        "Ninja",
+        f"-DPython_EXECUTABLE={sys.executable}",
+    ]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        [*command, f"-DZSKD_CUDA={choice}"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": path, **environment},
+    )
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this torch is a CUDA build")
+def test_a_cpu_build_of_torch_gets_the_cpu_backend_and_one_line_says_why(tmp_path):
+    done = configure(tmp_path, "AUTO")
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if "zskd_fast:" in line]
+    assert line.endswith(f"building the CPU backend (torch {torch.__version__} is a build without CUDA)")
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this torch is a CUDA build")
+def test_asking_for_cuda_where_it_cannot_be_is_an_error(tmp_path):
+    done = configure(tmp_path, "ON")
+    assert done.returncode != 0
+    assert "ZSKD_CUDA=1 asks for the CUDA backend, but torch" in " ".join(done.stderr.split())
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="this torch is a build without CUDA")
+def test_architectures_are_torchs_list(tmp_path):
+    done = configure(tmp_path, "ON", TORCH_CUDA_ARCH_LIST="9.0 10.0+PTX")
+    assert "for 9.0 10.0+PTX, torch for CUDA" in done.stdout, done.stderr
+    done = configure(tmp_path / "bad", "ON", TORCH_CUDA_ARCH_LIST="Hopper")
+    assert done.returncode != 0 and "TORCH_CUDA_ARCH_LIST has 'Hopper'" in " ".join(done.stderr.split())
+
+
+def test_forbidding_cuda_is_said_too(tmp_path):
+    assert "building the CPU backend (ZSKD_CUDA=0)" in configure(tmp_path, "OFF").stdout

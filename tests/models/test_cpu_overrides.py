@@ -1,0 +1,157 @@
+"""fast_calls: the calls of teacher and student that are answered faster, and those that are left to torch."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_models import synthesis_recipe
+from torch import nn
+
+from zskd_fast.models import LeNet5
+from zskd_fast.models import cpu_overrides as module
+from zskd_fast.models.cpu_overrides import fast_calls
+
+CPU = torch.device("cpu")
+_OWN = ("_OfInput", "_OfWeight")
+
+
+@pytest.fixture
+def answered(monkeypatch):
+    """The names of what was answered here."""
+    names = []
+
+    def noted(name, own):
+        return lambda *args: (names.append(name), own(*args))[1]
+
+    calls = {"max_pool": (module.ops, "max_pool"), **{of: (getattr(module, of), "apply") for of in _OWN}}
+    for name, (owner, function) in calls.items():
+        monkeypatch.setattr(owner, function, noted(name, getattr(owner, function)))
+    return names
+
+
+def _teacher():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return LeNet5().eval().requires_grad_(False)
+
+
+def _gradient(teacher, x, weights, context):
+    x = x.clone().requires_grad_()
+    with context:
+        logits = teacher(x)
+    return logits.detach(), torch.autograd.grad((logits * weights).sum(), x)[0]
+
+
+def test_a_teacher_answers_to_the_bit_and_its_gradient_differs_by_rounding(answered):
+    teacher, x, weights = _teacher(), torch.rand(7, 1, 32, 32), torch.rand(7, 10)
+    logits, grad = _gradient(teacher, x, weights, fast_calls(CPU))
+    wanted_logits, wanted = _gradient(teacher, x, weights, torch.enable_grad())
+    assert answered == ["_OfInput", "max_pool", "max_pool"]
+    assert torch.equal(logits, wanted_logits)
+    assert (grad - wanted).norm() <= 1e-6 * wanted.norm()
+    assert (grad - wanted).abs().max() <= 1e-6 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("kernel", [(5, 5), (5, 7), (8, 6), (16, 16)])
+@pytest.mark.parametrize("padding", [0, 2, (1, 3)])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_the_gradient_of_a_convolution_is_as_exact_as_torchs(channels, kernel, padding, answered):
+    conv = nn.Conv2d(channels, 6, kernel, padding=padding).requires_grad_(False)
+    x = torch.randn(3, channels, 18, 20)
+    weights = torch.randn_like(conv(x))
+    _, grad = _gradient(conv, x, weights, fast_calls(CPU))
+    exact = nn.Conv2d(channels, 6, kernel, padding=padding).requires_grad_(False)
+    exact.load_state_dict(conv.state_dict())
+    _, wanted = _gradient(exact.double(), x.double(), weights.double(), fast_calls(CPU))
+    assert answered == ["_OfInput"]
+    assert (grad - wanted).norm() <= 2e-6 * wanted.norm()
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(5, 6, 5),
+        nn.Conv2d(3, 6, 3),
+        nn.Conv2d(3, 6, 5, stride=2),
+        nn.Conv2d(3, 6, 5, dilation=2),
+        nn.Conv2d(3, 6, 5, padding="same"),
+        nn.Conv2d(3, 6, 5, padding=5),
+        nn.Conv2d(4, 4, 5, groups=2),
+        nn.MaxPool2d(3),
+        nn.MaxPool2d(2, stride=1),
+        nn.MaxPool2d(2, padding=1),
+        nn.MaxPool2d(2, dilation=2),
+        nn.MaxPool2d(2, ceil_mode=True),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_torchs_own(layer, answered):
+    layer = layer.requires_grad_(False)
+    x = torch.randn(2, getattr(layer, "in_channels", 3), 19, 19)
+    weights = torch.randn_like(layer(x))
+    for got, want in zip(
+        _gradient(layer, x, weights, fast_calls(CPU)),
+        _gradient(layer, x, weights, torch.enable_grad()),
+        strict=True,
+    ):
+        assert torch.equal(got, want)
+    assert answered == []
+
+
+@pytest.mark.parametrize("kernel", [3, (5, 7), (8, 6)])
+@pytest.mark.parametrize("padding", [0, 2, (1, 3)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_gradient_of_the_weights_of_a_grey_image_is_as_exact_as_torchs(kernel, padding, bias, answered):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(1, 6, kernel, padding=padding, bias=bias)
+    x = torch.randn(20, 1, 18, 20)
+    weights = torch.randn_like(conv(x))
+    with fast_calls(CPU):
+        y = conv(x)
+        (y * weights).sum().backward()
+    assert answered == ["_OfWeight"]
+    assert torch.equal(y, conv(x))
+    exact = nn.Conv2d(1, 6, kernel, padding=padding, bias=bias).double()
+    exact.load_state_dict(conv.state_dict())
+    (exact(x.double()) * weights).sum().backward()
+    for got, wanted in zip(conv.parameters(), exact.parameters(), strict=True):
+        assert (got.grad - wanted.grad).norm() <= 4e-6 * wanted.grad.norm()
+
+
+def test_gradients_of_weights_and_input_together_are_torchs_own(answered):
+    conv, x = nn.Conv2d(1, 6, 5), torch.randn(2, 1, 12, 12)
+    with fast_calls(CPU):
+        conv(x.requires_grad_()).sum().backward()
+    assert conv.weight.grad is not None and conv.bias.grad is not None and answered == []
+
+
+def test_a_student_without_gradients_is_evaluated_by_torch(answered):
+    with fast_calls(CPU), torch.no_grad():
+        nn.Conv2d(1, 6, 5)(torch.randn(2, 1, 12, 12))
+    assert answered == []
+
+
+def test_indices_and_functional_calls(answered):
+    x = torch.rand(2, 3, 8, 8)
+    with fast_calls(CPU):
+        values, indices = F.max_pool2d(x, 2, return_indices=True)
+        assert torch.equal(F.max_pool2d(x, kernel_size=(2, 2), stride=[2]), values)
+        assert torch.equal(torch.max_pool2d(x, 2, []), values)
+    assert indices.shape == values.shape and answered == ["max_pool", "max_pool"]
+    F.max_pool2d(x, 2)
+    assert answered == ["max_pool", "max_pool"], "outside of the context"
+
+
+def test_without_nnpack_torch_answers(answered, monkeypatch):
+    monkeypatch.setattr(torch, "_nnpack_available", lambda: False)
+    _gradient(_teacher(), torch.rand(2, 1, 32, 32), torch.rand(2, 10), fast_calls(CPU))
+    assert answered == ["max_pool", "max_pool"]
+
+
+def test_the_synthesizer_calls_its_teacher_so_unless_it_is_compiled(answered):
+    from zskd_fast import InputSpec, Synthesizer
+
+    spec = InputSpec(shape=(1, 32, 32), valid_range=(0.0, 1.0))
+    Synthesizer(_teacher(), spec, synthesis_recipe(steps=2), seed=0).run(range(3))
+    assert answered == ["_OfInput", "max_pool", "max_pool"] * 2
+    compiled = Synthesizer(_teacher(), spec, synthesis_recipe(compile_teacher=True), seed=0)
+    assert not isinstance(compiled._fast_calls, module._FastCalls)

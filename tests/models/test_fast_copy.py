@@ -1,0 +1,112 @@
+"""The recipe's options that make the teacher faster leave the impressions as they are."""
+
+import pytest
+import torch
+from small_models import synthesis_recipe
+from torch import nn
+
+from zskd_fast.config.input_spec import InputSpec
+from zskd_fast.errors import InputError
+from zskd_fast.synthesis.synthesizer import Synthesizer
+
+IMAGE = InputSpec(shape=(3, 8, 8))
+
+
+class BatchNormTeacher(nn.Module):
+    """Convolutions with batch normalisation that has statistics to fold in."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(
+            *(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Tanh()),
+            *(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.Tanh(), nn.Flatten()),
+        )
+        self.classifier = nn.Linear(128, 4)
+
+    def forward(self, x):
+        return self.classifier(self.body(x))
+
+
+def _teacher(kind=BatchNormTeacher):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        teacher = kind()
+        for module in teacher.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2.0)
+    return teacher
+
+
+def _made(teacher, **options):
+    return Synthesizer(teacher, IMAGE, synthesis_recipe(**options), seed=1).run(range(6))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"fold_batch_norm": True},
+        {"channels_last": True},
+        {"fold_batch_norm": True, "channels_last": True},
+        {"compile_teacher": True},
+    ],
+    ids=" ".join,
+)
+def test_the_impressions_differ_by_rounding_alone(options):
+    expected = _made(_teacher())
+    made = _made(_teacher(), **options)
+    assert torch.equal(made.target, expected.target)
+    torch.testing.assert_close(made.x, expected.x, rtol=0, atol=1e-4)
+    torch.testing.assert_close(made.teacher_logits, expected.teacher_logits, rtol=1e-4, atol=1e-4)
+
+
+def test_folding_takes_every_batch_norm_away_and_leaves_the_users_teacher_alone():
+    teacher = _teacher().train()
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    synthesizer = Synthesizer(teacher, IMAGE, synthesis_recipe(fold_batch_norm=True), seed=1)
+    fast = synthesizer._fast_teacher.model
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fast.modules())
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in teacher.modules()) == 2
+    assert teacher.training
+    assert all(parameter.requires_grad for parameter in teacher.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+
+
+def test_channels_last_lays_out_the_copy_and_not_the_users_teacher():
+    teacher = _teacher()
+    fast = Synthesizer(teacher, IMAGE, synthesis_recipe(channels_last=True), seed=1)._fast_teacher.model
+    assert fast.body[3].weight.is_contiguous(memory_format=torch.channels_last)
+    assert not teacher.body[3].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_compiled_teacher_is_what_the_synthesizer_calls():
+    synthesizer = Synthesizer(_teacher(), IMAGE, synthesis_recipe(compile_teacher=True), seed=1)
+    assert isinstance(synthesizer._fast_teacher.model, torch._dynamo.OptimizedModule)
+
+
+class Branching(BatchNormTeacher):
+    def forward(self, x):
+        return super().forward(x) if x.sum() > 0 else super().forward(-x)
+
+
+class TwoNorms(BatchNormTeacher):
+    """One convolution whose output goes through another normalisation at its second call."""
+
+    def __init__(self):
+        super().__init__()
+        self.again = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3))
+        self.second = nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return super().forward(self.second(self.again[0](self.again(x))))
+
+
+def test_a_teacher_that_cannot_be_traced_is_named():
+    with pytest.raises(InputError, match=r"cannot be copied for fold_batch_norm: .*control flow"):
+        _made(_teacher(Branching), fold_batch_norm=True)
+    _made(_teacher(Branching), channels_last=True)
+
+
+def test_a_folding_that_changes_the_answer_is_refused():
+    with pytest.raises(InputError, match="takes no fold_batch_norm: with it the logits"):
+        _made(_teacher(TwoNorms), fold_batch_norm=True)

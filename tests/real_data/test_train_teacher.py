@@ -1,0 +1,114 @@
+"""Training a teacher: it learns, it repeats itself bit for bit, and it touches nothing else."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from zskd_fast.config.teacher_recipe import TeacherRecipe
+from zskd_fast.errors import InputError
+from zskd_fast.models import AlexNet, LeNet5, LeNet5Half
+from zskd_fast.models.loading import ASSETS, load_model
+from zskd_fast.real_data.evaluation import accuracy
+from zskd_fast.real_data.images import LabelledImages, load_idx_images, to_input
+from zskd_fast.real_data.train_teacher import train_teacher
+
+
+@pytest.fixture(scope="module")
+def images() -> LabelledImages:
+    """Four classes told apart by the quarter of the picture that is bright."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(400) % 4
+    pixels = torch.randint(0, 60, (400, 1, 28, 28), dtype=torch.uint8, generator=generator)
+    for row, label in enumerate(labels.tolist()):
+        top, left = 14 * (label // 2), 14 * (label % 2)
+        pixels[row, :, top : top + 14, left : left + 14] += 150
+    return LabelledImages(pixels, labels, Path("quarters"))
+
+
+RECIPE = TeacherRecipe(epochs=3, batch_size=32, held_out=80)
+
+
+def test_learns_and_reports_each_epoch(images):
+    trained = train_teacher(LeNet5Half, images, RECIPE, seed=0, progress=False)
+    assert len(trained.loss) == len(trained.validation) == 3
+    assert trained.loss[-1] < 0.5 * trained.loss[0]
+    assert trained.validation[-1] > 0.9
+    assert not trained.model.training
+
+
+def test_same_seed_same_bits_and_the_global_random_state_is_untouched(images):
+    before = torch.get_rng_state()
+    runs = [train_teacher(LeNet5Half, images, RECIPE, seed=seed, progress=False) for seed in (3, 3, 4)]
+    assert torch.equal(before, torch.get_rng_state())
+    first, second, other = (torch.cat([p.flatten() for p in run.model.parameters()]) for run in runs)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+def test_held_out_images_are_not_trained_on(images):
+    """Wrong labels on the held-out images must not change the teacher."""
+    recipe = TeacherRecipe(epochs=1, batch_size=32, held_out=80)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    labels = images.labels.clone()
+    labels[order[:80]] = 3 - labels[order[:80]]
+    poisoned = LabelledImages(images.images, labels, images.source)
+    runs = [
+        train_teacher(LeNet5Half, chosen, recipe, seed=0, progress=False) for chosen in (images, poisoned)
+    ]
+    assert runs[0].loss == runs[1].loss
+    assert runs[0].validation != runs[1].validation
+
+
+def test_without_held_out_images_there_is_no_validation(images):
+    recipe = TeacherRecipe(epochs=1, batch_size=400)
+    assert train_teacher(LeNet5Half, images, recipe, seed=0, progress=False).validation == []
+
+
+def test_nothing_left_to_train_on(images):
+    with pytest.raises(InputError, match="held_out is 400, wanted fewer than the 400 training images"):
+        train_teacher(LeNet5Half, images, TeacherRecipe(held_out=400), seed=0, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    [
+        (AlexNet, r"\[1, 32, 32\]"),
+        (lambda: LeNet5Half(num_classes=3), "has 3 classes, but there are labels up to 3"),
+    ],
+    ids=["colour images wanted", "too few classes"],
+)
+def test_model_that_does_not_fit_the_images(images, build, sentence):
+    with pytest.raises(InputError, match=sentence):
+        train_teacher(build, images, RECIPE, seed=0, progress=False)
+
+
+def test_a_loss_that_explodes_is_an_error(images):
+    recipe = TeacherRecipe(epochs=2, batch_size=32, max_learning_rate=1e30)
+    with pytest.raises(InputError, match=r"loss became (nan|inf) in epoch 1: lower max_learning_rate"):
+        train_teacher(LeNet5Half, images, recipe, seed=0, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"max_learning_rate": 0.0}, "max_learning_rate must be positive"),
+        ({"max_learning_rate": float("nan")}, "max_learning_rate must be positive, got nan"),
+        ({"warm_up_fraction": 1.0}, "warm_up_fraction must lie between 0 and 1"),
+        ({"label_smoothing": 1.0}, r"label_smoothing must lie in \[0, 1\)"),
+        ({"rotation_sigma": -0.1}, "rotation_sigma must not be negative"),
+        ({"held_out": -1}, "held_out must not be negative"),
+    ],
+)
+def test_recipe_refuses_senseless_numbers(values, sentence):
+    with pytest.raises(InputError, match=sentence):
+        TeacherRecipe(**values)
+
+
+def test_shipped_teacher_reaches_its_accuracy_on_the_shipped_test_split():
+    teacher = load_model("zskd_fast.models:LeNet5", ASSETS / "lenet5-mnist.safetensors")
+    assert isinstance(teacher, LeNet5)
+    test = load_idx_images(ASSETS / "mnist-t10k", "test")
+    assert accuracy(teacher, to_input(test.images), test.labels) >= 0.992

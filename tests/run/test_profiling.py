@@ -1,0 +1,65 @@
+"""--profile: a small trace with the phases in it, and a job that comes out as it does without."""
+
+import gzip
+import json
+
+import pytest
+from command_line import (
+    DISTILLATION,
+    INPUT,
+    MODELS,
+    RECIPE,
+    RUN,
+    SYNTHESIS,
+    contents,
+    main,
+    workplace,  # noqa: F401 (a fixture for every test here)
+)
+
+from zskd_fast.run.profiling import STEPS
+
+SYNTHESIZE = ["synthesize", *RECIPE, *MODELS, *INPUT, *SYNTHESIS]
+IN_SYNTHESIS = {"targets", "teacher forward", "teacher backward", "loss", "update"}
+IN_DISTILLATION = {"augmentation", "teacher forward", "student", "loss", "update"}
+
+
+def _phases(text):
+    names = [event.get("name", "") for event in json.loads(text)["traceEvents"] if event.get("ph") == "X"]
+    return [name.removeprefix("zskd::") for name in names if name.startswith("zskd::")]
+
+
+def test_a_synthesis_and_its_trace(tmp_path):
+    assert main(*SYNTHESIZE, "--out", "plain") == 0
+    assert main(*SYNTHESIZE, "--out", "profiled", "--profile", "traces/trace.json") == 0
+    assert contents(tmp_path / "profiled") == contents(tmp_path / "plain")
+    phases = _phases((tmp_path / "traces/trace.json").read_text())
+    assert set(phases) == IN_SYNTHESIS
+    assert phases.count("update") == STEPS
+    assert (tmp_path / "traces/trace.json").stat().st_size < 2e6
+
+
+def test_a_run_and_its_trace_compressed(tmp_path, capsys):
+    assert main(*RUN, "--out", "plain") == 0
+    assert main(*RUN, "--out", "profiled", "--profile", "trace.json.gz") == 0
+    assert "trace.json.gz, 5 steps of one batch" in capsys.readouterr().out
+    assert contents(tmp_path / "profiled") == contents(tmp_path / "plain"), "the trace's steps left a trace"
+    phases = _phases(gzip.decompress((tmp_path / "trace.json.gz").read_bytes()))
+    assert set(phases) == IN_SYNTHESIS | IN_DISTILLATION
+    assert phases.count("update") == 2 * STEPS
+
+
+def test_a_warm_up_share_that_is_one_of_the_few_steps_is_no_obstacle():
+    share = ["--distillation.warmup-fraction", str(1 / STEPS)]
+    assert main(*RUN, *share, *DISTILLATION, "--out", "run", "--profile", "trace.json") == 0
+
+
+@pytest.mark.parametrize("command", [SYNTHESIZE, RUN], ids=["synthesize", "run"])
+@pytest.mark.parametrize("path", ["folder", "file/trace.json"])
+def test_a_trace_that_cannot_be_written_is_refused_before_anything_is_made(command, path, tmp_path, capsys):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    assert main(*command, "--out", "out", "--profile", path) == 2
+    error = capsys.readouterr().err
+    assert "cannot write" in error and path.partition("/")[0] in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()

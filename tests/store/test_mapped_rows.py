@@ -1,0 +1,151 @@
+"""Training from the files of a store: the same student, without the store in memory."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from small_models import (
+    IMAGE,
+    augmentation_recipe,
+    distillation_recipe,
+    image_classifier,
+    same_tensors,
+    synthesis_recipe,
+)
+
+from zskd_fast import Distiller, MappedRows, Synthesizer
+from zskd_fast.config.recipe import load_recipe
+from zskd_fast.errors import InputError
+from zskd_fast.store import mapped_rows
+from zskd_fast.store.impressions import Impressions
+from zskd_fast.store.store import Store, shard_name
+from zskd_fast.store.verify import require_whole
+from zskd_fast.synthesis.synthesizer import synthesize
+
+CPU = torch.device("cpu")
+AUGMENTED = load_recipe("demo-mnist").distillation.augmentation
+NOISE = augmentation_recipe(noise_max=0.1)
+
+
+def _store(folder, **recipe):
+    """20 impressions in shards of 8, 8 and 4."""
+    synthesizer = Synthesizer(image_classifier(), IMAGE, synthesis_recipe(**recipe), seed=1)
+    store = Store.open_or_create(folder, synthesizer.fingerprint())
+    synthesize(synthesizer, store, progress=False)
+    return store
+
+
+@pytest.fixture
+def store(tmp_path):
+    return _store(tmp_path / "a")
+
+
+def _distil(x, logits=None, ids=None, *, fit=None, **recipe):
+    student = image_classifier(seed=5)
+    distiller = Distiller(image_classifier(), student, distillation_recipe(**recipe), IMAGE, seed=1)
+    return student, distiller.fit(x, logits, ids, progress=False, **fit or {})
+
+
+@pytest.mark.parametrize("store_dtype", ["float32", "float16", "bfloat16"])
+def test_any_rows_come_as_float32_in_the_order_asked_for(tmp_path, store_dtype):
+    store = _store(tmp_path / "a", store_dtype=store_dtype)
+    ids, whole = torch.tensor([19, 0, 7, 8, 8, 15, 16, 0]), store.read_all()
+    for name in ("x", "teacher_logits", "loss"):
+        rows, wanted = MappedRows(store, name), getattr(whole, name)
+        assert len(rows) == 20 and rows.shape == wanted.shape
+        assert torch.equal(rows[ids], wanted[ids])
+        assert rows[ids].dtype == torch.float32
+
+
+@pytest.mark.parametrize("recipe", [{"augmentation": AUGMENTED}, {"augmentation": NOISE, "relabel": False}])
+def test_the_student_has_the_bits_of_one_that_learned_from_memory(store, recipe):
+    whole = store.read_all()
+    from_memory, wanted = _distil(whole.x, whole.teacher_logits, whole.id, **recipe)
+    from_files, got = _distil(MappedRows(store, "x"), MappedRows(store, "teacher_logits"), **recipe)
+    assert same_tensors(from_memory, from_files)
+    assert got.loss == wanted.loss
+
+
+def test_a_checkpoint_belongs_to_the_very_store(store, tmp_path):
+    fit = {"checkpoint": tmp_path / "checkpoint"}
+    first, _ = _distil(MappedRows(store, "x"), fit=fit)
+    again, _ = _distil(MappedRows(Store.open(store.folder), "x"), fit=fit)
+    assert same_tensors(first, again)
+    other = _store(tmp_path / "other", steps=6)
+    with pytest.raises(InputError, match=r"impressions\.x: '.*' in this run"):
+        _distil(MappedRows(other, "x"), fit=fit)
+    assert MappedRows(store, "x").sha256 != MappedRows(store, "teacher_logits").sha256
+
+
+def _private_bytes():
+    """Memory of this process that is its own; pages of mapped files do not count."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
+def test_rows_take_no_memory_of_their_own_and_no_open_files(tmp_path):
+    count, pixels = 32, 2**18
+    fingerprint = {"recipe": {"impressions": count, "shard_size": 4, "store_dtype": "float32"}}
+    store = Store.open_or_create(tmp_path / "a", fingerprint)
+    for shard in range(store.num_shards):
+        ids = store.shard_ids(shard)
+        one, columns = torch.ones(4), {"id": ids, "class_index": ids.clone(), "steps": ids.clone()}
+        parts = {
+            "target": torch.ones(4, 1),
+            "teacher_logits": torch.ones(4, 1),
+            "beta": one,
+            "loss": one.clone(),
+        }
+        store.write_shard(shard, Impressions(x=ids.float()[:, None].expand(4, pixels), **parts, **columns))
+    before, files = _private_bytes(), len(os.listdir("/proc/self/fd"))
+    rows = MappedRows(store, "x")
+    for row in range(count):
+        assert rows[torch.tensor([row])].eq(row).all()
+    assert _private_bytes() - before < 4 * count * pixels / 4, "a good part of 32 MiB was read into memory"
+    assert len(os.listdir("/proc/self/fd")) == files
+    kept = store.read_all()
+    assert _private_bytes() - before >= 4 * count * pixels, (
+        "the measure does not see what is read into memory"
+    )
+    assert len(kept) == count
+
+
+def test_a_device_with_room_takes_all_rows_and_one_without_none(store, monkeypatch):
+    rows, size = MappedRows(store, "x"), 20 * 64 * 4
+    assert rows.to(CPU) is rows
+    monkeypatch.setattr(mapped_rows, "_free_bytes", lambda device: 2 * size - 1)
+    assert rows.to(CPU) is rows
+    monkeypatch.setattr(mapped_rows, "_free_bytes", lambda device: 2 * size)
+    assert torch.equal(rows.to(CPU), store.read_all().x)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_is_given_the_rows_that_it_asks_for_or_all(store):
+    rows, wanted = MappedRows(store, "x"), store.read_all().x.cuda()
+    ids = torch.tensor([19, 0, 8], device="cuda")
+    assert torch.equal(rows[ids], wanted[ids])
+    assert torch.equal(rows.to(torch.device("cuda")), wanted)
+
+
+def test_what_cannot_be_mapped_or_sorted_is_refused(store):
+    rows = MappedRows(store, "x")
+    with pytest.raises(InputError, match="the rows of a store are in the order of theirs"):
+        _distil(rows, ids=torch.arange(20))
+    with pytest.raises(InputError, match=r"shard-000000\.safetensors cannot be mapped .*label"):
+        MappedRows(store, "label")
+    last = store.read_all().x[19:]
+    (store.folder / shard_name(2)).unlink()
+    assert torch.equal(rows[torch.tensor([19])], last)  # mapped, it is still there
+    with pytest.raises(InputError, match=r"shard-000002\.safetensors is missing"):
+        MappedRows(store, "x")
+
+
+def test_a_store_is_hashed_before_it_is_trusted(store):
+    require_whole(store, CPU)
+    path = store.folder / shard_name(1)
+    path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    with pytest.raises(
+        InputError, match=r"shard-000001\.safetensors is not what the manifest lists .*run the synth"
+    ):
+        require_whole(store, CPU)

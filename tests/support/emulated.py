@@ -1,0 +1,312 @@
+"""The CUDA kernels of csrc/cuda on the CPU: the same sources, compiled by g++ against tests/emulator/include."""
+
+import atexit
+import ctypes
+import functools
+import itertools
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+EMULATOR = ROOT / "tests" / "emulator"
+KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+LIBRARY = [*KERNELS, EMULATOR / "emulator.cpp", EMULATOR / "planted_bugs.cu", EMULATOR / "entry.cpp"]
+# As for a device: no contraction but where the source says fma.
+FLAGS = ["-std=c++20", "-O1", "-g1", "-fPIC", "-ffp-contract=off", "-fno-math-errno"]
+FLAGS += [f"-I{EMULATOR / 'include'}", f"-I{ROOT / 'csrc'}"]
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+ALL_BLOCKS = 2**32 - 1
+MARGIN = 4096  # elements around an output that a kernel must leave alone; keeps 128-bit alignment
+
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+DISTRIBUTIONS = {"uniform": 0, "normal": 1}
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def build(sources: list[Path], output: str, *, flags: list[str], link: list[str]) -> Path:
+    """Compiles the sources, two at a time, and links them into a file of a temporary folder.
+
+    The flags are for all, but for -O0: what runs the threads is always optimised.
+    """
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("the emulator is compiled by g++, which this machine lacks")
+    folder = tempfile.mkdtemp(prefix="zskd-emulator-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+    def compile_one(source: Path) -> str:
+        target = f"{folder}/{source.name}.o"
+        own = [flag for flag in flags if flag != "-O0" or source.name != "emulator.cpp"]
+        run([compiler, *FLAGS, *own, "-x", "c++", "-c", str(source), "-o", target])
+        return target
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile_one, sources))
+    run([compiler, *flags, *link, *objects, "-o", f"{folder}/{output}"])
+    return Path(folder, output)
+
+
+def run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    loaded = ctypes.CDLL(str(build(LIBRARY, "emulated.so", flags=[], link=["-shared"])))
+    for op, params in PARAMS.items():
+        getattr(loaded, op).restype = ctypes.c_char_p
+        size = getattr(loaded, f"{op}_params_size")
+        size.restype = ctypes.c_int64
+        assert size() == ctypes.sizeof(params), f"{params.__name__} is not that of csrc/params.h"
+    loaded.planted_bug.restype = ctypes.c_char_p
+    loaded.traffic.restype = Traffic
+    return loaded
+
+
+class RowLossParams(ctypes.Structure):
+    _fields_ = [
+        ("a", ctypes.c_void_p),
+        ("b", ctypes.c_void_p),
+        ("a_stride", ctypes.c_int64),
+        ("b_stride", ctypes.c_int64),
+        ("a_dtype", ctypes.c_int8),
+        ("b_dtype", ctypes.c_int8),
+        ("loss", ctypes.c_void_p),
+        ("grad", ctypes.c_void_p),
+        ("rows", ctypes.c_int64),
+        ("classes", ctypes.c_int64),
+        ("temperature", ctypes.c_double),
+        ("grad_weight", ctypes.c_double),
+    ]
+
+
+class DirichletParams(ctypes.Structure):
+    _fields_ = [
+        ("concentration", ctypes.c_void_p),
+        ("concentration_stride", ctypes.c_int64),
+        ("dtype", ctypes.c_int8),
+        ("ids", ctypes.c_void_p),
+        ("ids_stride", ctypes.c_int64),
+        ("seed", ctypes.c_int64),
+        ("out", ctypes.c_void_p),
+        ("log", ctypes.c_bool),
+        ("rows", ctypes.c_int64),
+        ("classes", ctypes.c_int64),
+    ]
+
+
+class PhiloxParams(ctypes.Structure):
+    _fields_ = [
+        ("ids", ctypes.c_void_p),
+        ("ids_stride", ctypes.c_int64),
+        ("seed", ctypes.c_int64),
+        ("stream", ctypes.c_uint32),
+        ("distribution", ctypes.c_int8),
+        ("dtype", ctypes.c_int8),
+        ("out", ctypes.c_void_p),
+        ("rows", ctypes.c_int64),
+        ("count", ctypes.c_int64),
+    ]
+
+
+class ImpressionUpdateParams(ctypes.Structure):
+    _fields_ = [
+        ("x", ctypes.c_void_p),
+        ("grad", ctypes.c_void_p),
+        ("exp_avg", ctypes.c_void_p),
+        ("exp_avg_sq", ctypes.c_void_p),
+        ("dtype", ctypes.c_int8),
+        ("size", ctypes.c_int64),
+        ("lo", ctypes.c_void_p),
+        ("hi", ctypes.c_void_p),
+        ("channels", ctypes.c_int64),
+        ("channel_size", ctypes.c_int64),
+        *((name, ctypes.c_double) for name in ("lr", "beta1", "beta2", "eps", "l1", "l2", "step")),
+        ("device_lr", ctypes.c_void_p),
+        ("device_step", ctypes.c_void_p),
+        ("device_bounds", ctypes.c_bool),
+    ]
+
+
+class Traffic(ctypes.Structure):
+    """Accesses to global memory; wide ones are of 128 bits."""
+
+    _fields_ = [
+        (name, ctypes.c_int64)
+        for name in ("loads", "load_bytes", "stores", "store_bytes", "wide_loads", "wide_stores")
+    ]
+
+
+PARAMS = {
+    "soft_cross_entropy": RowLossParams,
+    "distillation_loss": RowLossParams,
+    "dirichlet": DirichletParams,
+    "philox": PhiloxParams,
+    "impression_update": ImpressionUpdateParams,
+}
+
+
+class LaunchError(RuntimeError):
+    """What the emulator found wrong with a launch."""
+
+
+def call(op: str, params: ctypes.Structure, *, order: int = 0, most_blocks: int = ALL_BLOCKS) -> Traffic:
+    """Runs the op with threads and blocks in the order of this seed, on at most so many blocks a launch."""
+    emulated = library()
+    emulated.configure(ctypes.c_uint64(order), ctypes.c_uint(most_blocks))
+    report = getattr(emulated, op)(ctypes.byref(params)).decode()
+    if report:
+        raise LaunchError(report)
+    return emulated.traffic()
+
+
+class Output:
+    """Memory that holds NaN wherever a kernel has not written, with margins that it must not write to.
+
+    `offset` shifts the first element away from 128-bit alignment.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, offset: int = 0):
+        count = torch.Size(shape).numel()
+        self._memory = torch.full((count + 2 * MARGIN,), torch.nan, dtype=dtype)
+        self._begin, self._end = MARGIN + offset, MARGIN + offset + count
+        self.tensor = self._memory[self._begin : self._end].view(shape)
+
+    def checked(self) -> torch.Tensor:
+        margins = torch.cat([self._memory[: self._begin], self._memory[self._end :]])
+        assert margins.isnan().all(), "a kernel wrote outside its output"
+        return self.tensor
+
+
+def planted_bug(name: str, values: torch.Tensor, *, broken: bool, order: int, most_blocks: int = ALL_BLOCKS):
+    emulated = library()
+    emulated.configure(ctypes.c_uint64(order), ctypes.c_uint(most_blocks))
+    out = Output(values.shape, values.dtype)
+    source = torch.cat(
+        [values, torch.zeros(MARGIN)]
+    )  # what lies behind is no NaN, so that a store of it is seen
+    count = ctypes.c_int64(values.numel())
+    pointers = ctypes.c_void_p(source.data_ptr()), ctypes.c_void_p(out.tensor.data_ptr())
+    report = emulated.planted_bug(name.encode(), *pointers, count, ctypes.c_bool(broken)).decode()
+    if report:
+        raise LaunchError(report)
+    return out.checked()
+
+
+def row_loss(op, a, b, temperature, *, grad=True, grad_weight=1.0, offset=0, traffic=None, **how):
+    """Loss [N] and gradient [N, K] (or None). Both matrices may have any distance between rows."""
+    rows, classes = a.shape
+    loss = Output((rows,), accumulate_dtype(a.dtype))
+    gradient = Output((rows, classes), a.dtype, offset)
+    moved = call(
+        op,
+        RowLossParams(
+            a=a.data_ptr(),
+            b=b.data_ptr(),
+            a_stride=a.stride(0),
+            b_stride=b.stride(0),
+            a_dtype=DTYPES[a.dtype],
+            b_dtype=DTYPES[b.dtype],
+            loss=loss.tensor.data_ptr(),
+            grad=gradient.tensor.data_ptr() if grad else None,
+            rows=rows,
+            classes=classes,
+            temperature=temperature,
+            grad_weight=grad_weight,
+        ),
+        **how,
+    )
+    if traffic is not None:
+        traffic.append(moved)
+    return loss.checked(), gradient.checked() if grad else None
+
+
+def dirichlet(concentration, ids, *, seed, log=False, traffic=None, **how):
+    rows, classes = concentration.shape
+    out = Output((rows, classes), concentration.dtype)
+    moved = call(
+        "dirichlet",
+        DirichletParams(
+            concentration=concentration.data_ptr(),
+            concentration_stride=concentration.stride(0),
+            dtype=DTYPES[concentration.dtype],
+            ids=ids.data_ptr(),
+            ids_stride=ids.stride(0),
+            seed=seed,
+            out=out.tensor.data_ptr(),
+            log=log,
+            rows=rows,
+            classes=classes,
+        ),
+        **how,
+    )
+    if traffic is not None:
+        traffic.append(moved)
+    return out.checked()
+
+
+def philox(ids, count, *, seed, stream, distribution="uniform", dtype=torch.float32, offset=0, **how):
+    out = Output((len(ids), count), dtype, offset)
+    call(
+        "philox",
+        PhiloxParams(
+            ids=ids.data_ptr(),
+            ids_stride=ids.stride(0),
+            seed=seed,
+            stream=stream,
+            distribution=DISTRIBUTIONS[distribution],
+            dtype=DTYPES[dtype],
+            out=out.tensor.data_ptr(),
+            rows=len(ids),
+            count=count,
+        ),
+        **how,
+    )
+    return out.checked()
+
+
+def impression_update_(x, grad, exp_avg, exp_avg_sq, step, *, lr, betas, eps, l1, l2, lo, hi, **how):
+    """In place. `step` and `lr` as float64 tensors are read by the kernel; `lo` and `hi` are [1] or [C], float64."""
+    per_channel = lo.numel() > 1
+    channels = x.shape[1] if per_channel else 1
+    return call(
+        "impression_update",
+        ImpressionUpdateParams(
+            x=x.data_ptr(),
+            grad=grad.data_ptr(),
+            exp_avg=exp_avg.data_ptr(),
+            exp_avg_sq=exp_avg_sq.data_ptr(),
+            dtype=DTYPES[x.dtype],
+            size=x.numel(),
+            lo=lo.data_ptr(),
+            hi=hi.data_ptr(),
+            channels=channels,
+            channel_size=x.numel() // (x.shape[0] * channels) if per_channel else x.numel(),
+            lr=0.0 if isinstance(lr, torch.Tensor) else lr,
+            beta1=betas[0],
+            beta2=betas[1],
+            eps=eps,
+            l1=l1,
+            l2=l2,
+            step=0.0 if isinstance(step, torch.Tensor) else step,
+            device_lr=lr.data_ptr() if isinstance(lr, torch.Tensor) else None,
+            device_step=step.data_ptr() if isinstance(step, torch.Tensor) else None,
+            device_bounds=per_channel,
+        ),
+        **how,
+    )
+
+
+def orders(count: int = 8):
+    """Seeds for the order of threads and blocks, each with another limit on the number of blocks."""
+    return zip(range(count), itertools.cycle([ALL_BLOCKS, 1, 2, 3]), strict=False)

@@ -1,0 +1,119 @@
+"""The command line `zskd-fast`. Whatever is wrong with what a user gave: one sentence and exit code 2."""
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Union
+
+import tyro
+
+from zskd_fast.cli.options import Command, Demo, Doctor, commands
+from zskd_fast.config.recipe import load_recipe
+from zskd_fast.errors import InputError
+
+__all__ = ["main", "parse"]
+
+_DESCRIPTION = "Zero-shot knowledge distillation: a smaller student from a trained classifier alone."
+_STYLE = {"config": (tyro.conf.FlagConversionOff,)}
+_BROKEN = 1
+_BAD_INPUT = 2
+_INTERRUPTED = 130
+_TERMINATED = 143
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    0; 1 for a broken installation or a damaged store; 2 for bad input; 130 when interrupted (Ctrl-C) and 143
+    when terminated (SIGTERM), after which nothing is left half-written.
+    """
+    try:
+        command = parse(sys.argv[1:] if argv is None else argv)
+        with _terminable():
+            return _execute(command)
+    except SystemExit as stop:  # tyro has printed the help, or what is wrong with an option
+        return stop.code if isinstance(stop.code, int) else _BAD_INPUT
+    except ImportError as error:  # the compiled extension, which says itself how to rebuild it
+        print(f"zskd-fast: {error}", file=sys.stderr)
+        return _BROKEN
+    except (InputError, OSError) as error:
+        print(f"zskd-fast: {_sentence(error)}", file=sys.stderr)
+        return _BAD_INPUT
+    except KeyboardInterrupt as stop:
+        terminated = isinstance(stop, _Terminated)
+        word = "terminated" if terminated else "interrupted"
+        print(f"zskd-fast: {word}; the same command goes on from the last finished part", file=sys.stderr)
+        return _TERMINATED if terminated else _INTERRUPTED
+
+
+def parse(argv: Sequence[str]) -> Command:
+    """Parse in two stages: the recipe gives the defaults of all the other options."""
+    name = _recipe_name(argv)
+    defaults = commands(load_recipe(name or Demo.recipe), name)
+    if argv and argv[0] in defaults:
+        default = defaults[argv[0]]
+        return tyro.cli(
+            type(default), default=default, prog=f"zskd-fast {argv[0]}", args=list(argv[1:]), **_STYLE
+        )
+    subcommands = tuple(
+        Annotated[type(default), tyro.conf.subcommand(name=command, default=default)]
+        for command, default in defaults.items()
+    )
+    return tyro.cli(
+        Union[subcommands],  # noqa: UP007  (built at run time)
+        prog="zskd-fast",
+        description=_DESCRIPTION,
+        args=list(argv),
+        **_STYLE,
+    )
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command in the way of Ctrl-C: what is half-written is dropped."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    def stop(*_: object) -> None:
+        raise _Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # only the main thread may say what a signal does
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _execute(command: Command) -> int:
+    # torch takes seconds to import: only a command that was understood pays for it
+    if isinstance(command, Doctor):  # must not need what it examines
+        from zskd_fast.cli.doctor import report
+
+        return report()
+    from zskd_fast.cli.commands import execute
+
+    return execute(command)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+def _recipe_name(argv: Sequence[str]) -> str | None:
+    for position, word in enumerate(argv):
+        if word == "--recipe" and position + 1 < len(argv):
+            return argv[position + 1]
+        if word.startswith("--recipe="):
+            return word.removeprefix("--recipe=")
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""A whole job, from a teacher to a student, in one folder."""

@@ -1,0 +1,39 @@
+"""The few lines that a finished run prints."""
+
+from __future__ import annotations
+
+from zskd_fast.run.run_folder import RunFolder
+
+__all__ = ["print_run"]
+
+
+def print_run(run: RunFolder) -> None:
+    """Print accuracies, impressions per second, seconds per phase, peak memory and where the student is."""
+    record = run.record
+    for role in ("teacher", "student"):
+        _line(role, f"{record.names[role]}, {record.parameters[role]:,} parameters{_accuracy(run, role)}")
+    made, seconds = record.synthesis.made, record.synthesis.seconds
+    if made:
+        _line("impressions", f"{made:,} in {seconds:.1f} s, {record.synthesis.rate:.1f} per second")
+        _line("", _phases(record.synthesis.phase_seconds))
+    steps = len(record.distillation.loss)
+    _line("distillation", f"{steps:,} steps in {record.distillation.seconds:.1f} s")
+    _line("", _phases(record.distillation.phase_seconds))
+    _line("peak memory", f"{record.peak_memory_bytes / 2**20:,.0f} MiB")
+    _line("weights", str(run.student_path))
+
+
+def _accuracy(run: RunFolder, role: str) -> str:
+    measured = run.record.accuracy
+    if measured is None:
+        return ""
+    return f", {getattr(measured, role):.2%} of {measured.images:,} real test images"
+
+
+def _phases(seconds: dict[str, float]) -> str:
+    longest_first = sorted(seconds.items(), key=lambda item: -item[1])
+    return ", ".join(f"{phase} {spent:.1f} s" for phase, spent in longest_first)
+
+
+def _line(caption: str, text: str) -> None:
+    print(f"{caption:<14}{text}")

@@ -1,0 +1,1 @@
+"""Processes, threads, seeds, files, locks, timing, CUDA graphs: what the driver needs from the machine."""

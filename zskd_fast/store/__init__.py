@@ -1,0 +1,1 @@
+"""Impressions on disk: manifest, shards, readers, verification, export."""

@@ -1,0 +1,70 @@
+"""A column of a store whose rows are read where they lie, so that a store may be larger than memory."""
+
+import json
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+
+from zskd_fast.errors import InputError
+from zskd_fast.runtime.files import sha256
+from zskd_fast.store.store import Store, shard_name
+
+
+class MappedRows:
+    """One floating-point column of a finished store, [N, *shape] in the order of the ids, for ``Distiller.fit``.
+
+    ``rows[ids]`` with ids [n] int64 from 0 up copies these rows out of the mapped files: [n, *shape] float32 on the
+    device of the ids. Every shard stays mapped, which takes addresses but no open files, and memory only as long as
+    there is enough. Nothing is hashed here: see ``zskd_fast.verify.require_whole``. A file that somebody cuts short
+    meanwhile ends the process, as it does with any mapped file.
+
+    Raises InputError that names the shard if one is not there, cannot be mapped or has no such column.
+    """
+
+    def __init__(self, store: Store, column: str):
+        store.require_complete()
+        self._shard_size = store.shard_size
+        self._shards = [_mapped(store, shard, column) for shard in range(store.num_shards)]
+        self.shape = torch.Size([store.num_impressions, *self._shards[0].shape[1:]])
+        # Bytes in numpy: picking rows one by one takes torch more than twice as long, and numpy has no bfloat16.
+        self._bytes = [shard.reshape(len(shard), -1).view(torch.uint8).numpy() for shard in self._shards]
+        listed = [store.manifest["shards"][shard_name(shard)]["sha256"] for shard in range(store.num_shards)]
+        self.sha256 = sha256(json.dumps([column, *listed]).encode())
+        """Of the manifest's SHA-256 of each shard: another store has another one."""
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, ids: torch.Tensor) -> torch.Tensor:
+        picked = np.empty((len(ids), self._bytes[0].shape[1]), np.uint8)
+        for place, row in enumerate(ids.tolist()):
+            shard, offset = divmod(row, self._shard_size)
+            picked[place] = self._bytes[shard][offset]
+        values = torch.from_numpy(picked).view(self._shards[0].dtype).reshape(-1, *self.shape[1:])
+        return values.to(ids.device, torch.float32)
+
+    def to(self, device: torch.device) -> "torch.Tensor | MappedRows":
+        """All rows on a GPU if they take at most half of the memory that is free there, otherwise these.
+
+        On a CPU the rows stay where they are: what is read often is in memory anyway.
+        """
+        if 4 * self.shape.numel() > _free_bytes(device) // 2:
+            return self
+        whole = torch.empty(self.shape, device=device)
+        for rows, shard in zip(whole.split(self._shard_size), self._shards, strict=True):
+            rows.copy_(shard)
+        return whole
+
+
+def _mapped(store, shard, column):
+    path = store.folder / shard_name(shard)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor(column)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be mapped as a shard of impressions: {error}") from error
+
+
+def _free_bytes(device):
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
