@@ -1,4 +1,4 @@
-# Two commands: `make demo` and `make test`. Each sets up all it needs inside this folder.
+# Two commands: `make demo` and `make test`. Each sets up what it needs inside this folder.
 #   TORCH=torch==2.13.0   which torch the virtual environment gets
 #   PYTHON=python3        which interpreter makes it
 TORCH ?= torch==2.13.0
@@ -15,34 +15,35 @@ SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-demo: $(VENV)/.built ## distil a LeNet-5-Half from a LeNet-5 without any data
-	$(BIN)/zskd-fast demo
+demo: $(VENV)/.built ## distill a LeNet-5-Half from a LeNet-5 without any data
+	@$(BIN)/zskd-fast demo
 
-test: $(VENV)/.built ## the test suite
+test: $(VENV)/.built ## run the test suite
 	$(BIN)/python -m pytest
 
-test-slow: $(VENV)/.built ## the tests that take minutes
+test-slow: $(VENV)/.built ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
-# The CUDA build has a virtual environment of its own: the CPU's stays as it is.
+# The CUDA build has its own virtual environment, so the CPU's stays unchanged.
 cuda-check: ## build with nvcc and CUDA's torch (5.5 GB) and test it, without a GPU
 	$(MAKE) setup VENV=$(CUDA_VENV) TORCH='$(CUDA_TORCH)'
 	$(CUDA_VENV)/bin/python tests/cuda/check.py cpu
 
-gpu-check: ## the same build on a machine with a GPU: parity, repeats, streams, graphs
+gpu-check: ## test the same build on a machine with a GPU: parity, repeats, streams, graphs
 	$(MAKE) setup VENV=$(CUDA_VENV) TORCH='$(CUDA_TORCH)'
 	$(CUDA_VENV)/bin/python tests/cuda/check.py device
 
 bench: $(VENV)/.built ## time the ops and the whole job against their alternatives
-	$(BIN)/python -m pytest -q benchmarks/bench_*.py --benchmark-columns=median,iqr,rounds,iterations
+	$(BIN)/python -m pytest -q benchmarks/*/bench_*.py --benchmark-columns=median,iqr,rounds,iterations
 	$(BIN)/python -m benchmarks.report
 
-lint: $(VENV)/.built ## ruff and clang-format, changing nothing
+lint: $(VENV)/.built ## check style and types (ruff, mypy, clang-format); change nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
 
-format: $(VENV)/.built ## ruff and clang-format, in place
+format: $(VENV)/.built ## format the code in place (ruff, clang-format)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format -i
@@ -50,23 +51,24 @@ format: $(VENV)/.built ## ruff and clang-format, in place
 build: $(VENV)/.built ## the virtual environment and the extension
 setup: $(VENV)/.tools
 
-# A system Python may lack its venv module or its headers. Root (a container, mostly) gets them; others are told.
+# A system Python may lack its venv module or its headers. They are installed for root (mostly a container), and named
+# for other users.
 $(VENV)/.tools: pyproject.toml
 	@if ! $(PYTHON) -c 'import ensurepip, sysconfig, os; assert os.path.exists(sysconfig.get_paths()["include"] + "/Python.h")' 2>/dev/null; then \
 	  packages="python3-venv python3-dev"; \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -q && apt-get install -qy $$packages; \
 	  else echo "$(PYTHON) lacks its venv module or its headers: sudo apt-get install $$packages"; exit 1; fi; \
 	fi
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV)
 	@echo "Installing $(TORCH) into $(VENV)"
-	$(BIN)/pip install -qq --upgrade pip
-	$(BIN)/pip install -qq '$(TORCH)'
-	$(BIN)/pip install -qq 'setuptools>=77' 'cmake>=3.25' ninja 'pybind11>=2.13' wheel
+	@$(BIN)/pip install -qq --upgrade pip
+	@$(BIN)/pip install -qq '$(TORCH)'
+	@$(BIN)/pip install -qq 'setuptools>=77' 'cmake>=3.25' ninja 'pybind11>=2.13' wheel
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.tools $(SOURCES)
 	@echo "Building the extension (a minute or two)"
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install -qq --no-build-isolation -e '.[report,test,bench,lint]'
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install -qq --no-build-isolation -e '.[report,test,bench,lint]'
 	@touch $@
 
 clean: ## remove what was built, the virtual environment included

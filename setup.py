@@ -1,7 +1,7 @@
-"""Turns environment variables into CMake options and runs CMake with ninja; what is built stands in CMakeLists.txt.
+"""Turn environment variables into CMake options and run CMake with ninja; CMakeLists.txt says what is built.
 
-ZSKD_CUDA   1: a missing nvcc or a CPU build of torch is an error, 0: no CUDA, unset: CUDA where both are found
-MAX_JOBS    compilers at once (default: ninja's choice)
+ZSKD_CUDA   1: a missing nvcc or a CPU build of torch is an error; 0: no CUDA; unset: CUDA if both are found
+MAX_JOBS    number of compilers at once (default: ninja's choice)
 """
 
 import os
@@ -27,9 +27,7 @@ class CMakeBuild(build_ext):
     def build_extension(self, extension: Extension) -> None:
         package_folder = Path(self.get_ext_fullpath(extension.name)).resolve().parent
         build_folder = Path(self.build_temp).resolve()
-        subprocess.run(
-            ["cmake", "-S", str(ROOT), "-B", str(build_folder), "-G", "Ninja", *cmake_options()], check=True
-        )
+        subprocess.run(["cmake", "-S", str(ROOT), "-B", str(build_folder), "-G", "Ninja", *cmake_options()], check=True)
         jobs = os.environ.get("MAX_JOBS")
         parallel = ["--parallel", jobs] if jobs else []
         subprocess.run(["cmake", "--build", str(build_folder), *parallel], check=True)

@@ -1,1 +1,1 @@
-"""Timings of the ops and of the whole job against their alternatives, and the limit of the machine beside them."""
+"""Timings of the ops and of whole jobs beside their alternatives and the limits of the machine."""

@@ -1,100 +1,80 @@
-"""The figures to reach: what was wanted of the fast ops, and what the results say."""
+"""The target figures: the speed-ups that the ops are meant to reach, and the measured ones."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks.lookup import Lookup
+import pandas as pd
 
-Value = float | None
-_Measured = Callable[[Lookup, int], Value]
+from benchmarks.results import times_faster
+from zskd_fast.repro.table import markdown
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure: ``measured`` gives it for a number of threads, or None without the rows that it needs."""
+    """A target: the speed-up over the fastest of the peers, the least over all shapes.
+
+    Without peers it is the share of the copy bandwidth that zskd_fast reaches with ``out=``.
+    """
 
     name: str
-    wanted: float
-    unit: str
-    """"x" for a ratio of times, "%" for a share."""
-    measured: _Measured
+    target: float
+    op: str
+    shapes: list[str]
+    peers: list[str]
+    setting: str | None = None
 
-    def shown(self, value: Value) -> str:
-        """The value, and plainly whether it reaches what was wanted."""
-        if value is None:
-            return "not measured"
-        verdict = "reached" if value >= self.wanted else "**not reached**"
-        return f"{self.number(value)}, {verdict}"
+    def measured(self, rows: pd.DataFrame, threads: int) -> float | None:
+        """Return the figure for the rows of one machine; None if a row is missing."""
+        if not self.peers:
+            ours = rows[(rows["provider"] == "zskd_fast, out=") & (rows["threads"] == threads)]
+            found = ours[(ours["op"] == self.op) & (ours["shape"] == self.shapes[0])]
+            return None if found.empty else float(found["copy_share"].iloc[0])
+        each = [times_faster(rows, self.op, self.peers, shape, threads, self.setting) for shape in self.shapes]
+        ratios = [ratio for ratio in each if ratio is not None]
+        return min(ratios) if len(ratios) == len(each) else None
 
     def number(self, value: float) -> str:
-        """The value with its unit."""
-        return f"{value:.1f}x" if self.unit == "x" else f"{value:.0%}"
+        """Return a value with its unit."""
+        return f"{value:.1f}x" if self.peers else f"{value:.0%}"
+
+    def result(self, rows: pd.DataFrame, threads: int) -> str:
+        """Return the measured value and whether it reaches the target."""
+        value = self.measured(rows, threads)
+        if value is None:
+            return "not measured"
+        return f"{self.number(value)}, {'reached' if value >= self.target else '**not reached**'}"
 
 
-def times_faster(
-    lookup: Lookup, op: str, peers: list[str], shape: str, threads: int, setting: str | None = None
-) -> Value:
-    """How many times faster zskd_fast is than the fastest of the peers, at the same shape and threads."""
-    ours = lookup.find(op, "zskd_fast", shape, threads, setting)
-    theirs = [lookup.find(op, peer, shape, threads, setting) for peer in peers]
-    if ours is None or None in theirs:
-        return None
-    return min(row.median_s for row in theirs) / ours.median_s
-
-
-def _against(
-    op: str, peers: list[str], shapes: list[str], setting: str | None = None
-) -> Callable[[Lookup, int], Value]:
-    """The least speed-up over some shapes."""
-
-    def measured(lookup: Lookup, threads: int) -> Value:
-        ratios = [times_faster(lookup, op, peers, shape, threads, setting) for shape in shapes]
-        return None if None in ratios else min(ratios)
-
-    return measured
-
-
-def _copy_share(lookup: Lookup, threads: int) -> Value:
-    row = lookup.find("soft_cross_entropy", "zskd_fast, out=", "65536x1000", threads)
-    return row and row.copy_share
-
-
-_SCE, _EAGER = "soft_cross_entropy", ["F.cross_entropy"]
+_SCE, _EAGER, _COMPILED = "soft_cross_entropy", ["F.cross_entropy"], ["torch.compile"]
 _LARGE = ["65536x10", "65536x100", "65536x1000"]
+_RANDOM = ["torch Dirichlet", "numpy dirichlet"]
+_DIRICHLET = "dirichlet 1000000x10, {}, against the faster of torch and numpy"
+_UPDATE, _ADAM, _IMAGES = "impression_update_", "Adam fused, prior, clamp", "1000x1x32x32"
 
 FIGURES = [
-    Figure(f"{_SCE} 65536x10 against F.cross_entropy", 6.0, "x", _against(_SCE, _EAGER, _LARGE[:1])),
-    Figure(f"{_SCE} 65536x100 against F.cross_entropy", 4.0, "x", _against(_SCE, _EAGER, _LARGE[1:2])),
-    Figure(f"{_SCE} 65536x1000 against F.cross_entropy", 4.0, "x", _against(_SCE, _EAGER, _LARGE[2:])),
-    Figure(
-        f"{_SCE} with 65536 rows, the least against torch.compile",
-        1.5,
-        "x",
-        _against(_SCE, ["torch.compile"], _LARGE),
-    ),
-    Figure(f"{_SCE} 65536x1000 with out=, share of the copy bandwidth", 0.8, "%", _copy_share),
-    Figure(f"{_SCE} 100x10 against F.cross_entropy", 1.0, "x", _against(_SCE, _EAGER, ["100x10"])),
     *(
-        Figure(
-            f"dirichlet 1000000x10, {beta}, against the faster of torch and numpy",
-            4.0,
-            "x",
-            _against("dirichlet", ["torch Dirichlet", "numpy dirichlet"], ["1000000x10"], beta),
-        )
+        Figure(f"{_SCE} {shape} against F.cross_entropy", target, _SCE, [shape], _EAGER)
+        for shape, target in zip(_LARGE, (6.0, 4.0, 4.0), strict=True)
+    ),
+    Figure(f"{_SCE} with 65536 rows, the least against torch.compile", 1.5, _SCE, _LARGE, _COMPILED),
+    Figure(f"{_SCE} 65536x1000 with out=, share of the copy bandwidth", 0.8, _SCE, _LARGE[2:], []),
+    Figure(f"{_SCE} 100x10 against F.cross_entropy", 1.0, _SCE, ["100x10"], _EAGER),
+    *(
+        Figure(_DIRICHLET.format(beta), 4.0, "dirichlet", ["1000000x10"], _RANDOM, beta)
         for beta in ("beta=1", "beta=0.1")
     ),
-    Figure(
-        "impression_update_ 1000x1x32x32 against Adam fused, prior, clamp",
-        2.0,
-        "x",
-        _against("impression_update_", ["Adam fused, prior, clamp"], ["1000x1x32x32"]),
-    ),
-    Figure(
-        "synthesis, image-steps/s on LeNet-5 against the plain loop",
-        3.0,
-        "x",
-        _against("synthesis", ["plain loop"], ["400"]),
-    ),
+    Figure(f"{_UPDATE} {_IMAGES} against {_ADAM}", 2.0, _UPDATE, [_IMAGES], [_ADAM]),
+    Figure("synthesis on LeNet-5 against the plain loop", 3.0, "synthesis", ["400"], ["plain loop"]),
 ]
+
+
+def figures_table(rows: pd.DataFrame) -> str:
+    """Return targets and results for each number of threads, as Markdown."""
+    counts = sorted(set(rows["threads"]))
+    heads = ["figure", "target", *(f"{count} thread{'s' * (count > 1)}" for count in counts)]
+    lines = [
+        [figure.name, figure.number(figure.target), *(figure.result(rows, count) for count in counts)]
+        for figure in FIGURES
+    ]
+    return markdown(heads, lines)

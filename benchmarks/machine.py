@@ -1,4 +1,4 @@
-"""Where a measurement was made: device, threads, commit."""
+"""The facts about a machine that belong to a measurement: device, threads and commit."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _MEASURED_SOURCES = ("csrc", "zskd_fast", "CMakeLists.txt", "setup.py")
 
 
 def all_threads() -> int:
-    """CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @functools.cache
 def device_name(device: str) -> str:
-    """The GPU's name, or the CPU's with the number of cores that this process may use."""
+    """Return the name of the GPU, or of the CPU with the number of cores that this process may use."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{_cpu_name()} ({all_threads()} cores)"
@@ -39,7 +39,7 @@ def _cpu_name() -> str:
 
 @functools.cache
 def commit() -> str:
-    """Short hash of the checkout, with a plus if the sources measured differ from it; "unknown" without git."""
+    """Return the short hash of the checkout, with a plus if the measured sources differ; "unknown" without git."""
     if shutil.which("git") is None:
         return "unknown"
 

@@ -1,47 +1,46 @@
-"""Redraw the tables and the plots from the results file: python -m benchmarks.report"""
+"""Redraw the marked tables and the plots from results.csv and accuracy.csv: python -m benchmarks.report"""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from benchmarks import machine
-from benchmarks.accuracy_curve import read_curve
-from benchmarks.lookup import Lookup, lookups
-from benchmarks.plots import draw_accuracy, draw_plots
-from benchmarks.results import RESULTS, read_rows
-from benchmarks.tables import figures_table, sections
-from zskd_fast.repro.results import Outcome, read_table
-from zskd_fast.repro.table import accuracy_table
+import pandas as pd
 
-ACCURACY = RESULTS.parent / "accuracy.csv"
+from benchmarks.accuracy import ablation_text, curve_outcomes, draw_curve, summary_table
+from benchmarks.figures import figures_table
+from benchmarks.machine import ROOT
+from benchmarks.plots import draw_plots
+from benchmarks.results import RESULTS, machines, read_rows
+from benchmarks.sweep import ACCURACY
+from benchmarks.tables import sections
+from zskd_fast.repro.results import change_text, read_outcomes
+from zskd_fast.repro.setups import SETUPS
+from zskd_fast.repro.table import accuracy_table
 
 
 def main() -> int:
-    """Fill the marked place of both READMEs; returns 1 if there is nothing to show."""
-    found = lookups(read_rows(RESULTS))
-    if not found:
-        print(f"{RESULTS} holds no results; run: make bench", file=sys.stderr)
+    """Fill the marked places; returns 1 if there is nothing to show."""
+    found, outcomes = machines(read_rows()), read_outcomes(ACCURACY)
+    if not found or not outcomes:
+        print(f"{RESULTS} or {ACCURACY} holds no rows; run: make bench", file=sys.stderr)
         return 1
-    first = found[0]
-    pictures = [path.relative_to(RESULTS.parent) for path in draw_plots(first)]
-    folder = RESULTS.parent
-    fill(folder / "README.md", "\n\n".join([*map(_full, found), _images(pictures, "")]))
-    short = [f"On {_place(first)}:", figures_table(first), _images(pictures, f"{folder.name}/")]
-    fill(machine.ROOT / "README.md", "\n\n".join(short))
-    outcomes = read_table(ACCURACY, Outcome)
-    if outcomes:
-        curve = draw_accuracy([*read_curve(), *outcomes]).relative_to(machine.ROOT)
-        fill(
-            machine.ROOT / "README.md",
-            f"{accuracy_table(outcomes)}\n\n{_images([curve], '')}",
-            mark="accuracy",
-        )
+    full = [f"## Results on {_place(rows)}\n\n{sections(rows)}" for rows in found]
+    plots = [f"![{path.stem}](plots/{path.name})" for path in draw_plots(found[0])]
+    fill(ROOT / "benchmarks" / "README.md", "\n\n".join([*full, *plots]))
+    fill(ROOT / "README.md", f"On {_place(found[0])}:\n\n{figures_table(found[0])}")
+    plain = [each for each in outcomes if each.change == change_text(SETUPS[each.setup].changes)]
+    fill(ROOT / "README.md", summary_table(plain), mark="accuracy")
+    fill(ROOT / "docs" / "recipes.md", accuracy_table(plain), mark="accuracy")
+    picture = f"![accuracy](../benchmarks/plots/{draw_curve(outcomes).name})"
+    curve = accuracy_table(curve_outcomes(outcomes), published=False)
+    fill(ROOT / "docs" / "recipes.md", f"{picture}\n\n{curve}", mark="accuracy-curve")
+    fill(ROOT / "docs" / "recipes.md", ablation_text(outcomes), mark="ablation")
     return 0
 
 
 def fill(path: Path, text: str, mark: str = "benchmarks") -> None:
-    """Put ``text`` between the two marks of a file. Raises ValueError if a mark is not there once, in order."""
+    """Put text between the two marks of a file. Raises ValueError unless the file has each mark once, in order."""
     first, last = f"<!-- {mark} -->", f"<!-- /{mark} -->"
     content = path.read_text("utf-8")
     before, begin, rest = content.partition(first)
@@ -52,17 +51,9 @@ def fill(path: Path, text: str, mark: str = "benchmarks") -> None:
     print(f"redrawn       {path}")
 
 
-def _full(lookup: Lookup) -> str:
-    return f"## Results on {_place(lookup)}\n\n{sections(lookup)}"
-
-
-def _place(lookup: Lookup) -> str:
-    commits = sorted({row.commit for row in lookup.rows})
-    return f"{lookup.device}, torch {lookup.torch} (measured at {', '.join(commits)})"
-
-
-def _images(paths: list[Path], prefix: str) -> str:
-    return "\n\n".join(f"![{path.stem}]({prefix}{path.as_posix()})" for path in paths)
+def _place(rows: pd.DataFrame) -> str:
+    device, torch, commits = rows["device"].iloc[0], rows["torch"].iloc[0], sorted(set(rows["commit"]))
+    return f"{device}, torch {torch} (measured at {', '.join(commits)})"
 
 
 if __name__ == "__main__":

@@ -1,100 +1,92 @@
-"""The committed results: one row for each thing measured, replaced when it is measured again."""
+"""results.csv: one row per measurement, replaced when it is measured again."""
 
 from __future__ import annotations
 
-import csv
-from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+
+import numpy as np
+import pandas as pd
 
 RESULTS = Path(__file__).parent / "results.csv"
 
-
-@dataclass(frozen=True)
-class Key:
-    """What was measured, by what, and where; a results file has one row for each key."""
-
-    op: str
-    setting: str
-    """The arguments that matter besides the shape, such as "beta=0.1"."""
-    provider: str
-    shape: str
-    dtype: str
-    threads: int
-    device: str
-    torch: str
-
-
-@dataclass(frozen=True)
-class Row:
-    """A key and its measured values; None where a value has no meaning."""
-
-    key: Key
-    median_s: float
-    """Median seconds of one call, over all rounds of all turns; then the 20th and 80th percentile."""
-    p20_s: float
-    p80_s: float
-    rounds: int
-    """How many timings the median is of."""
-    items: int
-    """Rows, images or image-steps that one call works on."""
-    gb_per_s: float | None
-    """The least bytes that the op must move, over the median; 1 GB = 1e9 bytes."""
-    copy_share: float | None
-    """gb_per_s over the copy bandwidth that was measured with the same threads."""
-    traffic: float | None
-    """Bytes that the call's aten ops read and write, over the least bytes; None where it cannot be counted."""
-    peak_mb: float | None
-    """Most resident memory of the process, in MB of 1e6 bytes."""
-    commit: str
-
-    @property
-    def items_per_s(self) -> float:
-        """Rows, images or image-steps per second."""
-        return self.items / self.median_s
+KEY = ["op", "setting", "provider", "shape", "dtype", "threads", "device", "torch"]
+"""What was measured, by what, and where; ``setting`` holds the arguments besides the shape, such as "beta=0.1"."""
+COLUMNS: dict[str, type] = {
+    **dict.fromkeys(KEY, str),
+    "threads": int,
+    # Median seconds of one call over all rounds of all turns, then the 20th and 80th percentile.
+    "median_s": float,
+    "p20_s": float,
+    "p80_s": float,
+    "rounds": int,
+    # Rows, images or image-steps of one call.
+    "items": int,
+    # The least bytes that the op must move over the median, in 1e9 bytes per second.
+    "gb_per_s": float,
+    # gb_per_s over the copy bandwidth measured with the same number of threads.
+    "copy_share": float,
+    # Bytes that the call's aten ops read and write over the least bytes; empty where they cannot be counted.
+    "traffic": float,
+    # Peak resident memory of the process, in 1e6 bytes.
+    "peak_mb": float,
+    "commit": str,
+}
 
 
-_KEY_COLUMNS = [field.name for field in fields(Key)]
-_VALUE_COLUMNS = [field.name for field in fields(Row)][1:]
+def as_rows(records: list[dict[str, object]]) -> pd.DataFrame:
+    """Return a table with the columns of results.csv; a value that a record lacks is NaN."""
+    return pd.DataFrame(records, columns=list(COLUMNS)).astype(COLUMNS)
 
 
-def read_rows(path: Path = RESULTS) -> dict[Key, Row]:
-    """Every row of a results file, by key; none if there is no file yet."""
+def read_rows(path: Path = RESULTS) -> pd.DataFrame:
+    """Read a results file; without the file the table is empty."""
     if not path.exists():
-        return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = map(_from_cells, csv.DictReader(file))
-        return {row.key: row for row in rows}
+        return as_rows([])
+    numbers = {column: [""] for column, kind in COLUMNS.items() if kind is float}
+    return pd.read_csv(path, dtype=COLUMNS, keep_default_na=False, na_values=numbers)
 
 
-def upsert(new: list[Row], path: Path = RESULTS) -> None:
-    """Put rows into a results file, each in the place of the row with its key; the file stays sorted."""
-    rows = read_rows(path) | {row.key: row for row in new}
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_KEY_COLUMNS + _VALUE_COLUMNS)
-        for key in sorted(rows, key=_natural_order):
-            writer.writerow(_to_cells(rows[key]))
+def upsert(new: pd.DataFrame, path: Path = RESULTS) -> None:
+    """Put rows into a results file, replacing rows with the same key; the file stays sorted."""
+    rows = pd.concat([read_rows(path), new]).drop_duplicates(KEY, keep="last")
+    # Shapes by their sizes: 100x10 before 4096x32000.
+    sizes = [tuple(int(size) if size.isdigit() else 0 for size in shape.split("x")) for shape in rows["shape"]]
+    order = ["device", "torch", "op", "setting", "sizes", "shape", "threads", "provider", "dtype"]
+    rows = rows.assign(sizes=sizes).sort_values(order)
+    rows.to_csv(path, columns=list(COLUMNS), index=False, float_format="%.4g", lineterminator="\n")
 
 
-def _to_cells(row: Row) -> list[str]:
-    values = [getattr(row, name) for name in _VALUE_COLUMNS]
-    shown = [
-        "" if value is None else f"{value:.4g}" if isinstance(value, float) else value for value in values
-    ]
-    return [*astuple(row.key), *shown]
+def machines(rows: pd.DataFrame) -> list[pd.DataFrame]:
+    """Split the rows by device and torch version, the machine with most rows first."""
+    groups = [group for _, group in rows.groupby(["device", "torch"], sort=False)]
+    return sorted(groups, key=len, reverse=True)
 
 
-def _from_cells(cells: dict[str, str]) -> Row:
-    key = Key(**{name: int(cells[name]) if name == "threads" else cells[name] for name in _KEY_COLUMNS})
-    kinds = {"rounds": int, "items": int, "commit": str}
-    return Row(key, **{name: kinds.get(name, _number)(cells[name]) for name in _VALUE_COLUMNS})
+def of_op(rows: pd.DataFrame, op: str) -> pd.DataFrame:
+    """Return the rows of one op, with the items per second as ``rate``."""
+    found = rows[rows["op"] == op]
+    return found.assign(rate=found["items"] / found["median_s"])
 
 
-def _number(text: str) -> float | None:
-    return float(text) if text else None
+def times_faster(
+    rows: pd.DataFrame, op: str, peers: list[str], shape: str, threads: int, setting: str | None = None
+) -> float | None:
+    """Return how many times faster zskd_fast is than the fastest of the peers; None if one was not measured.
+
+    ``setting`` may be left out where an op has only one.
+    """
+    case = rows[(rows["op"] == op) & (rows["shape"] == shape) & (rows["threads"] == threads)]
+    if setting is not None:
+        case = case[case["setting"] == setting]
+    seconds = case.set_index("provider")["median_s"].reindex(["zskd_fast", *peers])
+    return None if seconds.isna().any() else float(seconds[peers].min() / seconds["zskd_fast"])
 
 
-def _natural_order(key: Key) -> tuple[object, ...]:
-    """By device and op first, and shapes by their sizes: 100x10 before 4096x32000."""
-    sizes = tuple(int(size) if size.isdigit() else 0 for size in key.shape.split("x"))
-    return key.device, key.torch, key.op, key.setting, sizes, key.shape, key.threads, key.provider, key.dtype
+def growth_exponent(rows: pd.DataFrame, value: str) -> float | None:
+    """Return p of value ~ size^p by least squares on the logarithms; None with fewer than three sizes.
+
+    ``value`` is a column such as ``median_s``; the size is the shape of the row.
+    """
+    if len(rows) < 3:
+        return None
+    return float(np.polyfit(np.log(rows["shape"].astype(float)), np.log(rows[value]), 1)[0])

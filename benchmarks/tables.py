@@ -1,148 +1,111 @@
-"""The results as Markdown tables."""
+"""results.csv as Markdown tables."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from benchmarks.figures import FIGURES
-from benchmarks.lookup import Lookup, growth_exponent
-from benchmarks.results import Row
+import pandas as pd
+
+from benchmarks.figures import figures_table
+from benchmarks.results import growth_exponent, of_op
+from zskd_fast.repro.table import markdown
 
 _OPS = ("soft_cross_entropy", "distillation_loss", "dirichlet", "impression_update_", "max_pool")
+_TRAFFIC = {"soft_cross_entropy": "65536x100", "distillation_loss": "65536x100", "impression_update_": "1000x1x32x32"}
 _GROWTH = {"impressions": "impressions", "batch": "batch size", "classes": "classes K"}
+_SPREAD = {"seconds, p20 to p80": "{0.p20_s:.3g} to {0.p80_s:.3g}"}
+_RATE = {"job": "{0.setting}", "provider": "{0.provider}", "threads": "{0.threads}", "image-steps/s": "{0.rate:,.0f}"}
+_SCALING = {"one thread per process": "{0.provider}", "impressions/s": "{0.rate:,.0f}", "gain": "{0.gain:.2f}x"}
+_GOALS = {
+    "recipe": "{0.shape}",
+    "accuracy of at least": "{0.setting}",
+    "threads": "{0.threads}",
+    "after": "{0.median_s:.0f} s",
+}
+_COPY = {"threads": "{0.threads}", "GB/s": "{0.gb_per_s:.1f}"}
+_MOVED = {"op": "`{0.op}` {0.shape}", "provider": "{0.provider}", "bytes moved / least bytes": "{0.traffic:.2f}"}
 
 
-def figures_table(lookup: Lookup) -> str:
-    """What was wanted and what was reached, for each number of threads."""
-    counts = lookup.thread_counts()
-    heads = ["figure", "wanted", *(_threads(count) for count in counts)]
-    rows = [
-        [
-            figure.name,
-            figure.number(figure.wanted),
-            *(figure.shown(figure.measured(lookup, count)) for count in counts),
-        ]
-        for figure in FIGURES
-    ]
-    return _table(heads, rows)
-
-
-def sections(lookup: Lookup) -> str:
-    """Every measurement, one section for each op."""
-    makers: list[tuple[str, Callable[[], str]]] = [
-        ("Figures to reach", lambda: figures_table(lookup)),
-        *((f"`{op}`", lambda op=op: _op_table(lookup.of(op))) for op in _OPS),
-        ("Bytes moved", lambda: _traffic_table(lookup)),
-        ("Synthesis", lambda: _rate_table(lookup.of("synthesis"), "image-steps/s")),
-        ("Processes", lambda: _scaling_table(lookup.of("scaling"))),
-        ("Time to accuracy", lambda: _accuracy_table(lookup.of("time to accuracy"))),
-        ("The teacher's forward and backward pass", lambda: _teacher_table(lookup.of("teacher"))),
-        ("Growth", lambda: _growth_table(lookup)),
-        ("Copy bandwidth", lambda: _copy_table(lookup.of("copy"))),
-    ]
-    made = [(title, make()) for title, make in makers]
-    return "\n\n".join(f"### {title}\n\n{text}" for title, text in made if text)
-
-
-def _op_table(rows: list[Row]) -> str:
-    """Medians; beside ours the share of the copy bandwidth, beside the others how many times longer they took."""
-    providers = _in_order(row.key.provider for row in rows)
-    cases = _in_order((row.key.setting, row.key.shape, row.key.threads) for row in rows)
-    found = {(row.key.setting, row.key.shape, row.key.threads, row.key.provider): row for row in rows}
-    lines = []
-    for case in cases:
-        ours = found.get((*case, "zskd_fast"))
-        cells = [_cell(found.get((*case, provider)), ours) for provider in providers]
-        lines.append([case[1], case[0], str(case[2]), *cells])
-    return rows and _table(["shape", "setting", "threads", *providers], lines)
-
-
-def _cell(row: Row | None, ours: Row | None) -> str:
-    if row is None:
-        return ""
-    if row.key.provider.startswith("zskd_fast"):
-        return _time(row.median_s) + (f" ({row.copy_share:.0%} of copy)" if row.copy_share else "")
-    return _time(row.median_s) + (f" ({row.median_s / ours.median_s:.1f}x)" if ours else "")
-
-
-def _traffic_table(lookup: Lookup) -> str:
-    shapes = {
-        "soft_cross_entropy": "65536x100",
-        "distillation_loss": "65536x100",
-        "impression_update_": "1000x1x32x32",
+def sections(rows: pd.DataFrame) -> str:
+    """Return a section per op or job that was measured on one machine."""
+    made = {
+        "Target figures": figures_table(rows),
+        **{f"`{op}`": _op_table(of_op(rows, op)) for op in _OPS},
+        "Bytes moved": _table(_traffic(rows), _MOVED),
+        "Synthesis": _table(of_op(rows, "synthesis"), _RATE | _SPREAD),
+        "Processes": _table(_scaling(of_op(rows, "scaling")), _SCALING | _SPREAD),
+        "Time to accuracy": _table(of_op(rows, "time to accuracy"), _GOALS),
+        "The teacher's forward and backward pass": _teacher_table(of_op(rows, "teacher")),
+        "Growth": _growth_table(rows),
+        "Copy bandwidth": _table(of_op(rows, "copy"), _COPY | _SPREAD),
     }
-    rows = [
-        [f"`{op}` {shape}", row.key.provider, f"{row.traffic:.2f}"]
-        for op, shape in shapes.items()
-        for row in lookup.of(op)
-        if row.key.shape == shape and row.key.threads == 1 and row.traffic
-    ]
-    return rows and _table(["op", "provider", "bytes moved / least bytes"], rows)
+    return "\n\n".join(f"### {title}\n\n{text}" for title, text in made.items() if text)
 
 
-def _rate_table(rows: list[Row], unit: str) -> str:
-    lines = [
-        [row.key.setting, row.key.provider, str(row.key.threads), f"{row.items_per_s:,.0f}", _spread(row)]
-        for row in rows
-    ]
-    return rows and _table(["job", "provider", "threads", unit, "seconds, p20 to p80"], lines)
+def _table(rows: pd.DataFrame, columns: dict[str, str]) -> str:
+    """Return a line per row; a column is a head and the format of its cells."""
+    return _lines(columns, [[cell.format(row) for cell in columns.values()] for row in rows.itertuples()])
 
 
-def _scaling_table(rows: list[Row]) -> str:
-    """Impressions per second, and against one process that did the same."""
-    found = {row.key.provider: row for row in rows}
-    lines = []
-    for provider, row in found.items():
-        one = found.get(provider.replace("2 processes", "1 process"))
-        gain = f"{row.items_per_s / one.items_per_s:.2f}x" if one else ""
-        lines.append([provider, f"{row.items_per_s:,.0f}", gain, _spread(row)])
-    return rows and _table(["of one thread each", "impressions/s", "gain", "seconds, p20 to p80"], lines)
+def _lines(heads: Iterable[str], lines: Sequence[Sequence[str]]) -> str:
+    return markdown(list(heads), lines) if lines else ""
 
 
-def _accuracy_table(rows: list[Row]) -> str:
-    lines = [[row.key.shape, row.key.setting, str(row.key.threads), f"{row.median_s:.0f} s"] for row in rows]
-    return rows and _table(["recipe", "first accuracy of at least", "threads", "after"], lines)
+def _op_table(rows: pd.DataFrame) -> str:
+    """Median times: zskd_fast with its share of the copy bandwidth, the others with their time over its time."""
+    case = ["shape", "setting", "threads"]
+    ours = rows[rows["provider"] == "zskd_fast"].set_index(case)["median_s"]
+    cells = [_cell(row) for row in rows.join(ours.rename("ours"), on=case).itertuples()]
+    providers = sorted(set(rows["provider"]), key=lambda name: (not name.startswith("zskd_fast"), name))
+    return _pivoted(rows.assign(cell=cells), case, "provider", providers)
 
 
-def _teacher_table(rows: list[Row]) -> str:
-    """Images per second, and against the frozen teacher in batches of 100."""
-    frozen = {row.key.setting: row.items_per_s for row in rows if row.key.provider == "frozen"}
-    teachers = _in_order(row.key.setting for row in rows)
-    found = {(row.key.setting, row.key.provider): row for row in rows}
-    lines = []
-    for provider in _in_order(row.key.provider for row in rows):
-        measured = [(found.get((teacher, provider)), frozen.get(teacher)) for teacher in teachers]
-        lines.append([provider, *(_rate_against(row, base) for row, base in measured)])
-    return rows and _table(["option", *(f"{teacher}, images/s" for teacher in teachers)], lines)
+def _cell(row: Any) -> str:
+    if row.provider.startswith("zskd_fast"):
+        return _time(row.median_s) + (f" ({row.copy_share:.0%} of copy)" if row.copy_share > 0 else "")
+    return _time(row.median_s) + (f" ({row.median_s / row.ours:.1f}x)" if row.ours > 0 else "")
 
 
-def _rate_against(row: Row | None, base: float | None) -> str:
-    if row is None:
-        return ""
-    return f"{row.items_per_s:,.0f}" + (f" ({row.items_per_s / base:.2f}x)" if base else "")
+def _traffic(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows whose traffic is shown: one shape per op, with one thread."""
+    parts = [rows[(rows["op"] == op) & (rows["shape"] == shape)] for op, shape in _TRAFFIC.items()]
+    return pd.concat(parts).query("threads == 1 and traffic > 0")
 
 
-def _growth_table(lookup: Lookup) -> str:
-    lines = []
+def _scaling(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with their gain over one process with the same work."""
+    rates = rows.set_index("provider")["rate"]
+    one = rows["provider"].str.replace("2 processes", "1 process").map(rates)
+    return rows.assign(gain=rows["rate"] / one)
+
+
+def _teacher_table(rows: pd.DataFrame) -> str:
+    """Images per second, and over those of the frozen teacher in batches of 100."""
+    frozen = rows[rows["provider"] == "frozen"].set_index("setting")["rate"]
+    gains = rows["rate"] / rows["setting"].map(frozen)
+    cells = [f"{rate:,.0f} ({gain:.2f}x)" for rate, gain in zip(rows["rate"], gains, strict=True)]
+    rows = rows.assign(cell=cells, option=rows["provider"], teacher=rows["setting"] + ", images/s")
+    return _pivoted(rows.sort_values("option"), ["option"], "teacher", sorted(set(rows["teacher"])))
+
+
+def _growth_table(rows: pd.DataFrame) -> str:
+    lines: list[list[str]] = []
     for axis, name in _GROWTH.items():
-        rows = sorted(lookup.of(f"growth with {axis}"), key=lambda row: int(row.key.shape))
-        lines += [
-            [name, f"{int(row.key.shape):,}", _time(row.median_s), f"{row.peak_mb:,.0f} MB"] for row in rows
-        ]
-        time, memory = growth_exponent(rows, "median_s"), growth_exponent(rows, "peak_mb")
+        grown = of_op(rows, f"growth with {axis}")
+        for row in grown.itertuples():
+            lines.append([name, f"{int(row.shape):,}", _time(row.median_s), f"{row.peak_mb:,.0f} MB"])
+        time, memory = growth_exponent(grown, "median_s"), growth_exponent(grown, "peak_mb")
         if time is not None:
             lines.append([name, "fitted exponent", f"{time:.2f}", f"{memory:.2f}"])
-    return lines and _table(["grows", "size", "time", "peak memory of the process"], lines)
+    return _lines(["grows", "size", "time", "peak memory of the process"], lines)
 
 
-def _copy_table(rows: list[Row]) -> str:
-    lines = [[str(row.key.threads), f"{row.gb_per_s:.1f}", _spread(row)] for row in rows]
-    return rows and _table(["threads", "GB/s", "seconds, p20 to p80"], lines)
-
-
-def _table(heads: list[str], rows: Iterable[list[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _pivoted(rows: pd.DataFrame, case: list[str], across: str, columns: list[str]) -> str:
+    """Return a line per case in the order of the rows and a column per value of ``across``, with ``cell`` as text."""
+    table = rows.set_index([*case, across])["cell"].unstack()
+    lines = rows[case].drop_duplicates().join(table, on=case).fillna("").astype(str)
+    return _lines([*case, *columns], lines[[*case, *columns]].values.tolist())
 
 
 def _time(seconds: float) -> str:
@@ -150,17 +113,3 @@ def _time(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds / 1e-6:.3g} us"
-
-
-def _spread(row: Row) -> str:
-    return f"{row.p20_s:.3g} to {row.p80_s:.3g}"
-
-
-def _threads(count: int) -> str:
-    return f"{count} thread" + ("s" if count > 1 else "")
-
-
-def _in_order(values: Iterable) -> list:
-    """Each value once; zskd_fast first among providers."""
-    unique = list(dict.fromkeys(values))
-    return sorted(unique, key=lambda value: not str(value).startswith("zskd_fast"))

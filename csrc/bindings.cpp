@@ -1,4 +1,4 @@
-// The one door between Python and C++.
+// The only interface between Python and C++: the extension module zskd_fast._C.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>

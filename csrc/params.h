@@ -1,5 +1,5 @@
-// What a host function (csrc/ops) hands to a backend (csrc/cpu, csrc/cuda): pointers, sizes and scalars, all checked.
-// Strides count elements; within a row elements are adjacent.
+// The arguments that a host function (csrc/ops) passes to a backend (csrc/cpu, csrc/cuda): pointers, sizes and scalars,
+// already checked. Strides are in elements. The elements of a row are adjacent in memory.
 #pragma once
 
 #include <cstdint>
@@ -11,19 +11,19 @@ enum class Dtype : int8_t { f32, f64, f16, bf16 };
 // soft_cross_entropy and distillation_loss
 struct RowLossParams {
   const void* a;  // [rows, classes] logits
-  const void* b;  // [rows, classes] target, or the teacher's logits
+  const void* b;  // [rows, classes] targets, or the teacher's logits
   int64_t a_stride, b_stride;
-  Dtype a_dtype, b_dtype;  // b: that of a, or float32 beside a 16-bit a
+  Dtype a_dtype, b_dtype;  // b_dtype is a_dtype, or f32 where a is a 16-bit float
   void* loss;              // [rows], float32 (float64 for float64 logits)
-  void* grad;              // [rows, classes] dense, dtype of a; or null
+  void* grad;              // [rows, classes] dense, a_dtype; null if no gradient is wanted
   int64_t rows, classes;
   double temperature;
-  double grad_weight;  // of one row in the reduced loss
+  double grad_weight;  // weight of one row in the reduced loss; the gradient is multiplied by it
 };
 
 struct DirichletParams {
   const void* concentration;     // [rows, classes]
-  int64_t concentration_stride;  // 0 where one row serves all
+  int64_t concentration_stride;  // 0 if all rows have the same concentration
   Dtype dtype;
   const int64_t* ids;  // [rows]
   int64_t ids_stride;
@@ -47,30 +47,30 @@ struct PhiloxParams {
 };
 
 struct ImpressionUpdateParams {
-  void* x;  // `size` elements each, dense in the same order
+  void* x;  // x, grad, exp_avg and exp_avg_sq: `size` elements each, dense, in the same memory order
   const void* grad;
-  void* exp_avg;     // float32 beside 16-bit x, else dtype of x
-  void* exp_avg_sq;  // the same
-  Dtype dtype;
+  void* exp_avg;  // exp_avg and exp_avg_sq: float32 if x is a 16-bit float, otherwise `dtype`
+  void* exp_avg_sq;
+  Dtype dtype;  // of x and grad
   int64_t size;
-  const double* lo;  // one for all, or one for each channel
+  const double* lo;  // [channels] bounds
   const double* hi;
-  int64_t channels;      // 1 where the bounds serve all
+  int64_t channels;      // 1 if all elements have the same bounds
   int64_t channel_size;  // elements of one channel of one impression
   double lr, beta1, beta2, eps, l1, l2;
   double step;
-  // On a GPU these may lie in its memory, so that a captured launch finds new values each time it is replayed; null
-  // where the numbers above serve.
+  // For the CUDA backend only. Where device_lr or device_step is not null, the kernel reads the value from this device
+  // address and ignores lr or step: each replay of a captured CUDA graph then sees the current value.
   const double* device_lr = nullptr;
   const double* device_step = nullptr;
-  bool device_bounds = false;  // lo and hi lie on the device; otherwise there is one of each, in host memory
+  bool device_bounds = false;  // lo and hi are device pointers; if false, host pointers to one number each
 };
 
-// max_pool: windows of 2x2, side by side
+// max_pool: windows of 2x2 with stride 2
 struct MaxPoolParams {
   const float* x;  // [planes, height, width] dense
   float* out;      // [planes, height / 2, width / 2] dense
-  int64_t* place;  // of the maximum in its plane, beside out
+  int64_t* place;  // like out: index of the maximum in its plane
   int64_t planes, height, width;
 };
 

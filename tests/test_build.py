@@ -1,6 +1,7 @@
-"""What an installation promises before any op is called."""
+"""The installed package: its import, its build information, its errors and its source distribution."""
 
 import importlib
+import os
 import subprocess
 import sys
 import tarfile
@@ -15,14 +16,12 @@ PACKAGE = Path(zskd_fast.__file__).parent
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
-    import os
-
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}
     )
 
 
-def test_import_is_light_and_does_not_initialise_cuda():
+def test_import_is_light_and_does_not_initialize_cuda():
     bare = run_python("import sys, zskd_fast; print('torch' in sys.modules)")
     assert bare.stdout.strip() == "False", bare.stderr
     ops = run_python("import zskd_fast.ops, torch; print(torch.cuda.is_initialized())")
@@ -44,15 +43,13 @@ def test_every_exported_name_exists():
 
 
 @pytest.fixture
-def loader(monkeypatch):
+def loader():
     return importlib.import_module("zskd_fast._extension")
 
 
-def test_another_torch_is_named_with_the_way_to_rebuild(loader, monkeypatch):
+def test_another_torch_is_named_with_the_command_to_rebuild(loader, monkeypatch):
     monkeypatch.setattr(loader, "_built_for", lambda: "1.9.1+cpu")
-    with pytest.raises(
-        ImportError, match=rf"built for torch 1\.9\.1\+cpu, but torch {torch.__version__[:4]}.*rebuild"
-    ):
+    with pytest.raises(ImportError, match=rf"built for torch 1\.9\.1\+cpu, but torch {torch.__version__[:4]}.*rebuild"):
         loader.load()
 
 
@@ -72,14 +69,14 @@ def test_a_missing_extension_is_named(loader, monkeypatch):
 
 
 def test_no_second_openmp_runtime_is_linked():
-    """Two of them in one process is undefined behaviour; ours is the one that torch has loaded."""
+    """Two of them in one process are undefined behavior; the extension uses the one that torch has loaded."""
     (extension,) = PACKAGE.glob("_C*.so")
     needed = subprocess.run(["readelf", "-d", str(extension)], capture_output=True, text=True).stdout
     assert "NEEDED" in needed
     assert "gomp" not in needed and "iomp" not in needed
 
 
-def test_source_distribution_holds_all_that_is_built_from(tmp_path):
+def test_the_source_distribution_holds_all_sources_recipes_and_assets(tmp_path):
     root = PACKAGE.parent
     if not (root / "setup.py").exists():
         pytest.skip("the package is installed without its source tree")
@@ -90,4 +87,5 @@ def test_source_distribution_holds_all_that_is_built_from(tmp_path):
         packed = {name.partition("/")[2] for name in archive.getnames()}
     sources = {str(path.relative_to(root)) for path in (root / "csrc").rglob("*") if path.is_file()}
     assert sources | {"CMakeLists.txt", "setup.py", "pyproject.toml"} <= packed
-    assert "zskd_fast/assets/lenet5-mnist.safetensors" in packed
+    assert {f"zskd_fast/recipes/{name}.toml" for name in zskd_fast.recipe_names()} <= packed
+    assert {"zskd_fast/assets/lenet5-mnist.safetensors", "zskd_fast/report/template.html"} <= packed

@@ -28,9 +28,7 @@ def load() -> ModuleType:
     built, running = _built_for(), torch.__version__
     if built is None:
         raise ImportError(f"zskd_fast's extension is not built; build it with: {REBUILD}")
-    mismatch = (
-        f"zskd_fast was built for torch {built}, but torch {running} is running; rebuild with: {REBUILD}"
-    )
+    mismatch = f"zskd_fast was built for torch {built}, but torch {running} is running; rebuild with: {REBUILD}"
     if _release(built) != _release(running):
         raise ImportError(mismatch)
     try:

@@ -1,28 +1,27 @@
-"""A drop-in `torch.distributions.Dirichlet` whose draws do not depend on thread count, batch or device."""
+"""A `torch.distributions.Dirichlet` whose draws do not depend on the number of threads, the batch or the device."""
 
 import torch
 from torch import Tensor
+from torch.types import _size
 
 from zskd_fast import ops
 
 
 class Dirichlet(torch.distributions.Dirichlet):
-    """`torch.distributions.Dirichlet` that samples by `ops.dirichlet`.
+    """A `torch.distributions.Dirichlet` that samples with `ops.dirichlet`.
 
-    Density, mean, entropy and the rest are torch's. `sample` takes its seed from torch's default generator, so that
-    `torch.manual_seed` governs it; `sample_ids` names each draw and is independent of all others. Draws are not
-    differentiable, hence no rsample.
+    Only sampling differs from torch's class. `sample` takes its seed from torch's default generator, so that
+    `torch.manual_seed` determines it. `sample_ids` takes the seed and one id per draw. Draws are not differentiable, so
+    there is no rsample.
     """
 
     has_rsample = False
 
-    def rsample(self, sample_shape=()) -> Tensor:
-        raise NotImplementedError(
-            "zskd_fast.distributions.Dirichlet: draws are not differentiable; use sample()"
-        )
+    def rsample(self, sample_shape: _size = ()) -> Tensor:
+        raise NotImplementedError("zskd_fast.distributions.Dirichlet: draws are not differentiable; use sample()")
 
-    def sample(self, sample_shape=()) -> Tensor:
-        """One draw of shape sample_shape + batch_shape + event_shape."""
+    def sample(self, sample_shape: _size = ()) -> Tensor:
+        """Draw a sample of shape sample_shape + batch_shape + event_shape."""
         shape = self._extended_shape(torch.Size(sample_shape))
         seed = int(torch.randint(2**63 - 1, (), dtype=torch.int64))
         rows = self.concentration.detach().expand(shape).reshape(-1, shape[-1])
@@ -30,5 +29,5 @@ class Dirichlet(torch.distributions.Dirichlet):
         return ops.dirichlet(rows, ids, seed=seed).reshape(shape)
 
     def sample_ids(self, ids: Tensor, *, seed: int) -> Tensor:
-        """The draws named (seed, id), [N, K], for a distribution with one concentration [K] or with N of them."""
+        """Draw one row per id, [N, K], as `ops.dirichlet` does; the concentration is [K] or [N, K]."""
         return ops.dirichlet(self.concentration.detach(), ids, seed=seed)

@@ -1,5 +1,5 @@
-"""The one error class that the package raises for what a user gave it."""
+"""The error class for input that cannot be used."""
 
 
 class InputError(ValueError):
-    """Something a user gave cannot be used; the message is one sentence that names what was got and wanted."""
+    """Input that cannot be used. The message is one sentence: what was got, what was wanted and what to do."""

@@ -1,4 +1,4 @@
-"""The losses as modules."""
+"""The losses as torch modules."""
 
 from torch import Tensor, nn
 
@@ -6,7 +6,7 @@ from zskd_fast import ops
 
 
 class SoftCrossEntropyLoss(nn.Module):
-    """`ops.soft_cross_entropy` with a fixed temperature; call with (logits [N, K], target [N, K])."""
+    """`ops.soft_cross_entropy` with a fixed temperature, called with logits [N, K] and target [N, K]."""
 
     def __init__(self, temperature: float = 1.0, reduction: str = "mean") -> None:
         super().__init__()
@@ -21,7 +21,7 @@ class SoftCrossEntropyLoss(nn.Module):
 
 
 class DistillationLoss(nn.Module):
-    """`ops.distillation_loss` with a fixed temperature; call with (student_logits [N, K], teacher_logits [N, K])."""
+    """`ops.distillation_loss` with a fixed temperature, called with student_logits and teacher_logits, both [N, K]."""
 
     def __init__(self, temperature: float = 4.0, reduction: str = "batchmean") -> None:
         super().__init__()
@@ -29,9 +29,7 @@ class DistillationLoss(nn.Module):
         self.reduction = reduction
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-        return ops.distillation_loss(
-            student_logits, teacher_logits, self.temperature, reduction=self.reduction
-        )
+        return ops.distillation_loss(student_logits, teacher_logits, self.temperature, reduction=self.reduction)
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, reduction={self.reduction!r}"

@@ -8,7 +8,7 @@
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
 
-// Calls the copy of a kernel that was compiled for the instruction set in use.
+// Calls the copy of a kernel that is compiled for the instruction set in use.
 #if defined(ZSKD_X86)
 #define ZSKD_ON_ISA(kernel, ...)                            \
   [&] {                                                     \
@@ -26,14 +26,14 @@
 namespace zskd::cpu {
 namespace {
 
-// Elements below which a second thread costs more than it saves, at the few nanoseconds an element takes here.
+// With fewer elements per thread, starting a thread costs more than it saves: an element takes a few nanoseconds.
 constexpr int64_t kGrain = 8192;
 
-int64_t row_grain(int64_t elements_a_row) {
-  return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, elements_a_row));
+int64_t row_grain(int64_t elements_per_row) {
+  return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, elements_per_row));
 }
 
-// `kernel(begin, end, scratch)` over all rows; each thread has a scratch of two rows of double.
+// Calls kernel(begin, end, scratch) for ranges of rows, in parallel. `scratch` has room for two rows of double.
 template <class Kernel>
 void parallel_rows(int64_t rows, int64_t classes, const Kernel& kernel) {
   at::parallel_for(0, rows, row_grain(classes), [&](int64_t begin, int64_t end) {
@@ -44,7 +44,7 @@ void parallel_rows(int64_t rows, int64_t classes, const Kernel& kernel) {
 
 template <class T>
 double lane_sum(const T* values, int64_t count) {
-  double lanes[8] = {};  // additions that need not wait for each other
+  double lanes[8] = {};  // independent sums, so that the additions do not wait for each other
   for (int64_t i = 0; i < count; ++i) lanes[i % 8] += static_cast<double>(values[i]);
   return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
 }

@@ -1,6 +1,6 @@
-// Elements are drawn in chunks that stay in the first-level cache, whatever rows they belong to, so that the lanes are
-// full for any K; the few that the squeeze test leaves open are gathered and tried again. Short rows lie in a chunk
-// class by class, with one row in each lane, so that a sum over classes is a vertical one.
+// Elements are drawn in chunks that fit into the first-level cache. A chunk may hold elements of many rows, so that all
+// SIMD lanes are used for any K. The few elements that the squeeze test does not accept are gathered and tried again. A
+// chunk of short rows is stored class by class with one row in each lane, so that a sum over classes adds vectors.
 #include "cpu/kernels.h"
 #include "cpu/philox_lanes.h"
 #include "cpu/storage.h"
@@ -11,11 +11,11 @@ namespace zskd::cpu::ZSKD_ISA {
 namespace {
 
 constexpr int64_t kChunk = 1024;       // elements
-constexpr int kGroup = 32;             // elements that are looked at together
-constexpr int64_t kShortClasses = 32;  // rows of at most so many classes lie side by side
-constexpr int kPartialSums = 16;       // of a row: part of the definition of a draw, the same in every backend
+constexpr int kGroup = 32;             // elements whose acceptance is tested together
+constexpr int64_t kShortClasses = 32;  // a row with at most this many classes is short
+using math::kPartialSums;
 
-// Elements to draw, field by field, so that the lanes load what lies side by side.
+// Elements to draw. One array per field, so that a SIMD load reads adjacent values.
 template <class A>
 struct Elements {
   alignas(64) uint32_t id_low[kChunk] = {}, id_high[kChunk] = {}, index[kChunk] = {};
@@ -35,7 +35,7 @@ struct Elements {
     alpha[at] = concentration;
   }
 
-  // Which of the kGroup elements from `first` on are not accepted, a bit for each.
+  // One bit for each of the kGroup elements from `first` on: 1 if it is not accepted.
   uint32_t open_bits(int64_t first) const {
     uint32_t bits = 0;
 #pragma omp simd reduction(| : bits)
@@ -43,7 +43,7 @@ struct Elements {
     return count - first < kGroup ? bits & ((1u << (count - first)) - 1) : bits;
   }
 
-  // Those of `from` that are not accepted; `from` may be this.
+  // Keeps the elements of `from` that are not accepted. `from` may be *this.
   void take_open(const Elements& from) {
     int64_t open = 0;
     for (int64_t first = 0; first < from.count; first += kGroup) {
@@ -79,13 +79,13 @@ void draw(Elements<A>& chunk, Elements<A>& open, math::Halves seed) {
   open.take_open(chunk);
   for (uint32_t number = 0; open.count > 0; ++number) {
     open.template attempt<true>(seed, number);
-    // The last attempt is the accepted one.
+    // Later attempts overwrite earlier ones; the last attempt is the accepted one.
     for (int64_t i = 0; i < open.count; ++i) chunk.log_gamma[open.origin[i]] = open.log_gamma[i];
     open.take_open(open);
   }
 }
 
-// Sixteen partial sums, then halves: the order of the additions does not depend on the width of the machine's lanes.
+// The order of the additions is the one that math::kPartialSums defines; it does not depend on the SIMD width.
 template <class A>
 A row_sum(const A* values, int64_t count) {
   alignas(64) A sums[kPartialSums] = {};
@@ -102,7 +102,7 @@ A row_sum(const A* values, int64_t count) {
 }
 
 template <class A, class T>
-void normalise_row(const A* log_gamma, A* exponential, int64_t classes, bool log, T* out) {
+void normalize_row(const A* log_gamma, A* exponential, int64_t classes, bool log, T* out) {
   A max = -math::infinity<A>();
 #pragma omp simd reduction(max : max)
   for (int64_t c = 0; c < classes; ++c) max = math::at_least(max, log_gamma[c]);
@@ -119,9 +119,9 @@ void normalise_row(const A* log_gamma, A* exponential, int64_t classes, bool log
   }
 }
 
-// The same for `rows` short rows, where log_gamma[c * rows + r] is class c of row r; in place.
+// The same in place for `rows` short rows, where log_gamma[c * rows + r] is class c of row r.
 template <class A>
-void normalise_columns(A* log_gamma, int64_t rows, int64_t classes, bool log) {
+void normalize_columns(A* log_gamma, int64_t rows, int64_t classes, bool log) {
   alignas(64) A max[kChunk], exponential[kChunk], sums[kChunk];
   for (int64_t r = 0; r < rows; ++r) max[r] = log_gamma[r];
   for (int64_t c = 1; c < classes; ++c) {
@@ -191,7 +191,7 @@ struct Sampler {
       }
     }
     draw(chunk, open, seed);
-    normalise_columns(chunk.log_gamma, count, p.classes, p.log);
+    normalize_columns(chunk.log_gamma, count, p.classes, p.log);
     columns_to_rows(chunk.log_gamma, count, count, p.classes, out + first * p.classes);
   }
 
@@ -207,12 +207,13 @@ struct Sampler {
       draw(chunk, open, seed);
       for (int64_t c = 0; c < chunk.count; ++c) scratch[first + c] = chunk.log_gamma[c];
     }
-    normalise_row(scratch, scratch + p.classes, p.classes, p.log, out + row * p.classes);
+    normalize_row(scratch, scratch + p.classes, p.classes, p.log, out + row * p.classes);
   }
 
   void run(int64_t begin, int64_t end, A* scratch) {
     const bool side_by_side = p.classes <= kShortClasses;
-    const int64_t rows = side_by_side ? kChunk / p.classes / kPartialSums * kPartialSums : 1;  // whole lanes
+    const int64_t rows =
+        side_by_side ? kChunk / p.classes / kPartialSums * kPartialSums : 1;  // a multiple of the SIMD width
     for (int64_t row = begin; row < end; row += rows) {
       if (side_by_side) {
         short_rows(row, end - row < rows ? end - row : rows);

@@ -14,7 +14,7 @@ struct Update {
   A* exp_avg_sq;
   math::ImpressionUpdate<A> update;
 
-  // The bias corrections are taken in double: 1 - beta2^t loses half its digits in float at t = 1.
+  // The bias corrections are computed in double: in float, 1 - beta2^t loses half of its digits at t = 1.
   explicit Update(const ImpressionUpdateParams& p)
       : x(static_cast<T*>(p.x)),
         grad(static_cast<const T*>(p.grad)),
@@ -45,7 +45,7 @@ template <class T>
 void update(const ImpressionUpdateParams& p, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
   const Update<T> kernel(p);
-  while (begin < end) {  // one stretch of equal bounds after another
+  while (begin < end) {  // one run of elements with equal bounds after another
     const int64_t stretch = p.channels == 1 ? end : (begin / p.channel_size + 1) * p.channel_size;
     const int64_t stop = stretch < end ? stretch : end;
     const int64_t channel = p.channels == 1 ? 0 : begin / p.channel_size % p.channels;

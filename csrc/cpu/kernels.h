@@ -1,5 +1,6 @@
-// The kernels of the CPU backend, each over a range of rows (or elements) on the calling thread. Every instruction set
-// is a namespace with all of them, compiled from the same sources (see CMakeLists.txt).
+// The kernels of the CPU backend. A call works on a range of rows (impression_update: of elements, max_pool: of planes)
+// on the calling thread. There is one namespace per instruction set; each is compiled from the same sources (see
+// CMakeLists.txt).
 #pragma once
 
 #include "params.h"

@@ -1,5 +1,6 @@
-// Torch's kernel looks at one window after another, value by value; here four lie side by side in the lanes. No more,
-// since the images of small teachers are narrow: 14 windows a row, then 5.
+// Torch's kernel processes one window after another, one value at a time. This one processes four windows at once, one
+// in each SIMD lane; not more, because the images in small networks are narrow: 14 windows per row in the first layer
+// of a LeNet-5, 5 in the second.
 #include "cpu/kernels.h"
 #include "cpu/transpose.h"
 #include "math/max_pool.h"
@@ -13,7 +14,7 @@ using Longs = Quad<int64_t>;
 
 struct Rows {
   const float *upper, *lower;
-  int32_t index;  // of the first upper value in its plane
+  int32_t index;  // index of upper[0] in its plane
   int32_t width;
 };
 

@@ -5,15 +5,16 @@
 namespace zskd::cpu::ZSKD_ISA {
 namespace {
 
-constexpr int64_t kBlocks = 64;  // Philox blocks, of four uniform or four normal variates, computed side by side
+constexpr int64_t kBlocks = 64;  // Philox blocks that are computed together
+constexpr int64_t kVariates = math::kVariatesPerBlock;
 
 template <class T, Distribution distribution>
 void fill_row(T* out, int64_t count, math::Halves seed, math::Halves id, uint32_t stream) {
   alignas(64) T first[kBlocks], second[kBlocks], third[kBlocks], fourth[kBlocks];
-  for (int64_t base = 0; base < count; base += 4 * kBlocks) {
-    const uint32_t block = static_cast<uint32_t>(base / 4);
-    const int64_t here = count - base < 4 * kBlocks ? count - base : 4 * kBlocks;
-    const int blocks = static_cast<int>((here + 3) / 4);
+  for (int64_t base = 0; base < count; base += kVariates * kBlocks) {
+    const uint32_t block = static_cast<uint32_t>(base / kVariates);
+    const int64_t here = count - base < kVariates * kBlocks ? count - base : kVariates * kBlocks;
+    const int blocks = static_cast<int>((here + kVariates - 1) / kVariates);
 #pragma omp simd
     for (int b = 0; b < blocks; ++b) {
       const auto words = math::draw(seed, id, block + static_cast<uint32_t>(b), math::Purpose::stream, stream);
@@ -27,8 +28,8 @@ void fill_row(T* out, int64_t count, math::Halves seed, math::Halves id, uint32_
         fourth[b] = math::uniform<T>(words.w3);
       }
     }
-    const T* const columns[4] = {first, second, third, fourth};
-    for (int64_t i = 0; i < here; ++i) out[base + i] = columns[i % 4][i / 4];
+    const T* const columns[kVariates] = {first, second, third, fourth};
+    for (int64_t i = 0; i < here; ++i) out[base + i] = columns[i % kVariates][i / kVariates];
   }
 }
 

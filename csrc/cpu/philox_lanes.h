@@ -1,6 +1,7 @@
-// Philox4x32-10 for many counters at once. A compiler turns math::philox4x32_10 in a loop into SIMD code too, but
-// spends most of it on widening every word: the one instruction that matters, 32 x 32 -> 64 bits in the even lanes, has
-// no name in C++. So the even and the odd words run in two registers whose upper halves are left to hold anything.
+// Philox4x32-10 for many counters at once. A compiler also turns a loop over math::philox4x32_10 into SIMD code, but
+// that code mostly widens words: C++ has no name for the instruction that multiplies the 32-bit words in the even lanes
+// to 64-bit products. Here the even and the odd words are held in two registers, in the lower halves of 64-bit lanes;
+// the upper halves are ignored.
 #pragma once
 
 #include "math/philox.h"
@@ -12,7 +13,8 @@
 namespace zskd::cpu {
 namespace {
 
-// Arrays of `count` rounded up to a multiple of kPhiloxStep, which is written whole.
+// The arrays below must have room for `count` rounded up to a multiple of kPhiloxStep; the outputs are written up to
+// there.
 constexpr int64_t kPhiloxStep = 16;
 
 struct PhiloxCounters {
@@ -47,14 +49,14 @@ struct WideBlock {
 ZSKD_INLINE Wide broadcast(uint64_t value) { return Wide{} + value; }
 
 ZSKD_INLINE WideBlock philox_rounds(WideBlock c, uint32_t key0, uint32_t key1) {
-  const Wide m0 = broadcast(0xD2511F53u), m1 = broadcast(0xCD9E8D57u);
+  const Wide m0 = broadcast(math::kPhiloxMultiplier0), m1 = broadcast(math::kPhiloxMultiplier1);
 #pragma GCC unroll 10
   for (int round = 0; round < 10; ++round) {
     const Wide a = ZSKD_MULTIPLY_LOW(c.w0, m0);
     const Wide b = ZSKD_MULTIPLY_LOW(c.w2, m1);
     c = {(b >> 32) ^ c.w1 ^ broadcast(key0), b, (a >> 32) ^ c.w3 ^ broadcast(key1), a};
-    key0 += 0x9E3779B9u;
-    key1 += 0xBB67AE85u;
+    key0 += math::kPhiloxKeyStep0;
+    key1 += math::kPhiloxKeyStep1;
   }
   return c;
 }

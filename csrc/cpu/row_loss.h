@@ -1,5 +1,5 @@
-// The loops of the two row losses (math/row_loss.h). A long row is one row after another with the SIMD lanes over its
-// classes; short rows are packed, sixteen at a time with one row in each lane, so that K = 10 wastes no lane.
+// The loops of the two row losses (math/row_loss.h). Long rows are processed one after another, with the SIMD lanes
+// along the classes. Short rows are packed: sixteen at a time, one in each lane, so that all lanes work even if K = 10.
 #pragma once
 
 #include <type_traits>
@@ -10,13 +10,13 @@
 #include "math/row_loss.h"
 #include "params.h"
 
-// Unnamed: every instruction set compiles its own copy, and the linker must not merge them.
+// The unnamed namespace keeps the linker from merging the copies that are compiled for different instruction sets.
 namespace zskd::cpu {
 namespace {
 
 constexpr int kLanes = 16;
-constexpr int64_t kAhead = 256;          // elements of the next row that are asked for at once
-constexpr int64_t kPackedClasses = 128;  // at most so many classes are packed
+constexpr int64_t kAhead = 256;          // elements of the next row that are prefetched at a time
+constexpr int64_t kPackedClasses = 128;  // rows with at most this many classes are packed
 
 template <class Op, class T, class U>
 struct RowLossKernel {
@@ -28,7 +28,7 @@ struct RowLossKernel {
   T* grad;
   int64_t a_stride, b_stride, classes;
   A temperature, grad_scale;
-  math::Tempered<A> over;
+  math::ExpScale<A> exp_scale;
   bool stream;
 
   explicit RowLossKernel(const RowLossParams& p)
@@ -41,7 +41,7 @@ struct RowLossKernel {
         classes(p.classes),
         temperature(static_cast<A>(p.temperature)),
         grad_scale(Op::scale(temperature) * static_cast<A>(p.grad_weight)),
-        over(math::tempered<A>(p.temperature)),
+        exp_scale(math::exp_scale_of<A>(p.temperature)),
         stream(should_stream(p.rows * p.classes * static_cast<int64_t>(sizeof(T)))) {}
 
   // `scratch` holds 2 * classes values of A.
@@ -107,7 +107,7 @@ struct RowLossKernel {
   // Rows [row, row + count), count <= kLanes, of at most kPackedClasses classes.
   void packed_rows(int64_t row, int64_t count) const {
     alignas(64) A az[kPackedClasses * kLanes], bz[kPackedClasses * kLanes];
-    if (count < kLanes) {  // the lanes without a row compute on zeros
+    if (count < kLanes) {  // lanes without a row compute with zeros
       for (int64_t i = 0; i < classes * kLanes; ++i) az[i] = bz[i] = 0;
     }
     rows_to_columns(a + row * a_stride, a_stride, count, classes, kLanes, az);
@@ -160,9 +160,9 @@ struct RowLossKernel {
 
   __attribute__((always_inline)) math::RowTerm<A> term(A z, A other, A a_max, A b_max) const {
     if constexpr (Op::kOtherIsLogits)
-      return Op::term(z - a_max, other - b_max, over);
+      return Op::term(z - a_max, other - b_max, exp_scale);
     else
-      return Op::term(z - a_max, other, over);
+      return Op::term(z - a_max, other, exp_scale);
   }
 };
 

@@ -1,6 +1,6 @@
-// Memory traffic beside the arithmetic: lines asked for ahead, and stores past the cache. A large output that nothing
-// reads soon need not be fetched into the cache before it is overwritten, which saves a quarter of the memory traffic
-// of a row loss.
+// Prefetching, and stores that bypass the cache. An ordinary store first reads the cache line that it overwrites. For a
+// large output that is not read soon, a store that bypasses the cache avoids this read, which saves a quarter of the
+// memory traffic of a row loss.
 #pragma once
 
 #include "math/portable.h"
@@ -11,7 +11,7 @@
 
 namespace zskd::cpu {
 
-// Beyond what a last-level cache keeps for one core, so that a small output stays where its reader finds it.
+// More than a last-level cache holds per core. A smaller output stays in the cache, where it is read next.
 constexpr int64_t kStreamBytes = int64_t{32} << 20;
 constexpr int64_t kLine = 64;  // bytes of a cache line
 
@@ -23,20 +23,21 @@ ZSKD_INLINE bool should_stream(int64_t bytes) {
 #endif
 }
 
-// Before another thread reads what stream_copy wrote.
+// Call it after stream_copy, before another thread reads the copy.
 ZSKD_INLINE void stream_fence() {
 #if defined(__SSE2__)
   _mm_sfence();
 #endif
 }
 
-// Asks for `count` elements from memory while something else is computed. They may lie beyond an array: nothing is
-// read.
+// Starts to load `count` elements into the cache. The addresses may lie beyond the end of an array: a prefetch of an
+// invalid address has no effect.
 template <class T>
 ZSKD_INLINE void prefetch(const T* from, int64_t count) {
   for (int64_t i = 0; i < count; i += kLine / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(from + i);
 }
 
+// Copies `count` elements with stores that bypass the cache.
 template <class T>
 ZSKD_INLINE void stream_copy(T* to, const T* from, int64_t count) {
   int64_t i = 0;

@@ -1,19 +1,18 @@
-// Between rows in memory and classes in lanes: blocks of eight rows by four classes turn over in registers, four rows
-// in each half of a vector. One element at a time, moving the data of a short row took longer than the arithmetic on
-// it.
+// Transposes short rows, so that each SIMD lane holds one row: blocks of eight rows by four classes are transposed in
+// registers, with four rows in each half of a vector. Copying the elements one by one took longer than the arithmetic.
 #pragma once
 
 #include "cpu/storage.h"
 
 namespace zskd::cpu {
 
-constexpr int64_t kBlock = 4;               // classes of a block
-constexpr int64_t kBlockRows = 2 * kBlock;  // rows of a block
+constexpr int64_t kBlock = 4;               // classes per block
+constexpr int64_t kBlockRows = 2 * kBlock;  // rows per block
 
 template <class A>
 struct Vectors {
   typedef A Quad __attribute__((vector_size(kBlock * sizeof(A))));
-  typedef A Pair __attribute__((vector_size(kBlockRows * sizeof(A))));  // of quads
+  typedef A Pair __attribute__((vector_size(kBlockRows * sizeof(A))));  // two quads
   typedef A UnalignedPair __attribute__((vector_size(kBlockRows * sizeof(A)), aligned(alignof(A)), may_alias));
 };
 template <class A>
@@ -27,7 +26,7 @@ using Pair = typename Vectors<A>::Pair;
 #define ZSKD_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, decltype(a < b){__VA_ARGS__})
 #endif
 
-#if !__has_builtin(__builtin_shufflevector)  // GCC 11 and older, which are slower at it
+#if !__has_builtin(__builtin_shufflevector)  // GCC 11 and older, where this is slower
 template <class A>
 ZSKD_INLINE void join(const Quad<A>& upper, const Quad<A>& lower, Pair<A>& q) {
   for (int i = 0; i < kBlock; ++i) q[i] = upper[i], q[kBlock + i] = lower[i];
@@ -48,7 +47,7 @@ ZSKD_INLINE void split(const Pair<A>& q, Quad<A>& upper, Quad<A>& lower) {
 }
 #endif
 
-// Each half on its own.
+// Transposes the 4x4 elements in each half of the four vectors.
 template <class P>
 ZSKD_INLINE void transpose_block(P (&q)[kBlock]) {
   const P low01 = ZSKD_SHUFFLE(q[0], q[1], 0, 8, 1, 9, 4, 12, 5, 13);
@@ -79,13 +78,13 @@ ZSKD_INLINE void store_block(T* to, const Quad<accumulate_t<T>>& q) {
   }
 }
 
-// The first class of the block that is due at `next`: the last block of a row overlaps the one before it where kBlock
-// does not divide the number of classes.
+// The first class of the block that begins at `next`. If kBlock does not divide `classes`, the last block begins
+// earlier and overlaps the block before it.
 ZSKD_INLINE int64_t block_start(int64_t next, int64_t classes) {
   return next + kBlock <= classes ? next : classes - kBlock;
 }
 
-// `count` rows to columns[class * pitch + row], pitch >= count.
+// Copies `count` rows to columns[class * pitch + row], where pitch >= count.
 template <class T>
 ZSKD_INLINE void rows_to_columns(const T* rows, int64_t stride, int64_t count, int64_t classes, int64_t pitch,
                                  accumulate_t<T>* columns) {
@@ -114,7 +113,7 @@ ZSKD_INLINE void rows_to_columns(const T* rows, int64_t stride, int64_t count, i
   }
 }
 
-// The way back, to rows that lie one after another.
+// Copies columns[class * pitch + row] back to `count` dense rows.
 template <class T>
 ZSKD_INLINE void columns_to_rows(const accumulate_t<T>* columns, int64_t pitch, int64_t count, int64_t classes,
                                  T* rows) {

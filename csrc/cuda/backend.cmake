@@ -1,9 +1,9 @@
-# The CUDA backend: the objects zskd_cuda_kernels, and what the extension needs beside them in zskd_cuda_host. Wants
-# ZSKD_NVCC; sets zskd_cuda_version and zskd_cuda_architectures. Included by the top CMakeLists.txt, whose list of
-# choices decides whether.
+# The CUDA backend: the target zskd_cuda_kernels has the object files, zskd_cuda_host has what the extension needs to use
+# them. Needs ZSKD_NVCC; sets zskd_cuda_version and zskd_cuda_architectures. The top CMakeLists.txt includes this file if
+# the CUDA backend is built.
 
-# TORCH_CUDA_ARCH_LIST as torch's own builds take it: 8.0 or 9.0a, +PTX for the devices that are still to come, between
-# semicolons or spaces.
+# TORCH_CUDA_ARCH_LIST as for torch's own builds: numbers such as 8.0 or 9.0a, with +PTX to run on later devices too,
+# separated by spaces, commas or semicolons.
 set(zskd_cuda_architectures "8.0;9.0+PTX")
 if(NOT "$ENV{TORCH_CUDA_ARCH_LIST}" STREQUAL "")
   string(REGEX REPLACE "[ ,;]+" ";" zskd_cuda_architectures "$ENV{TORCH_CUDA_ARCH_LIST}")
@@ -37,8 +37,8 @@ add_library(zskd_cuda_kernels OBJECT
   csrc/cuda/philox_cuda.cu
   csrc/cuda/impression_update_cuda.cu)
 target_include_directories(zskd_cuda_kernels PRIVATE csrc)
-# As on the CPU a multiply-add is one where the source says fma, and there is no fast-math: a draw has the same bits.
-# 1675: the unroll pragmas of csrc/math are for the host's compiler.
+# No fast-math and no contraction: a multiply-add is fused only where the source calls fma, as on the CPU, so that a draw
+# has the same bits. Warning 1675 is about the unroll pragmas of csrc/math, which are for the host compiler.
 target_compile_options(zskd_cuda_kernels PRIVATE
   -O3 --fmad=false -diag-suppress=1675 $<$<BOOL:${ZSKD_WERROR}>:-Werror=all-warnings>)
 

@@ -1,5 +1,6 @@
-// The CUDA backend as csrc/ops sees it: one call an op, queued on a stream of the current device and not waited for.
-// A launch that fails throws std::runtime_error. No atomics: the same arguments give the same bits.
+// The interface of the CUDA backend: one function per op. It queues the work on a stream of the current device and
+// returns without waiting. A failed launch throws std::runtime_error. There are no atomics: the same arguments give the
+// same bits.
 #pragma once
 
 #include "params.h"
@@ -12,7 +13,7 @@ using Stream = CUstream_st*;  // cudaStream_t, without the toolkit's headers
 
 void soft_cross_entropy(const RowLossParams& p, Stream stream);
 void distillation_loss(const RowLossParams& p, Stream stream);
-void dirichlet(const DirichletParams& p, Stream stream);  // a row with an invalid concentration comes out as NaN
+void dirichlet(const DirichletParams& p, Stream stream);  // a row with an invalid concentration becomes NaN
 void philox(const PhiloxParams& p, Stream stream);
 void impression_update(const ImpressionUpdateParams& p, Stream stream);
 

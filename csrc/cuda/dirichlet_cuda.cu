@@ -1,6 +1,6 @@
-// Elements are drawn with every lane busy, whatever the number of classes, into shared memory; then sixteen lanes
-// normalise a row. Sums run in the order of csrc/cpu/dirichlet_cpu.cpp, and the file is compiled without contraction:
-// a draw has the same bits on every device.
+// A block draws elements into shared memory, one per thread, so that all lanes are busy for any number of classes. Then
+// groups of sixteen lanes each normalize a row. Sums are added in the order that math::kPartialSums defines, and the
+// file is compiled without contraction, so that a draw has the same bits on every device and on the CPU.
 #include "cuda/backend.h"
 #include "cuda/memory.cuh"
 #include "cuda/reduce.cuh"
@@ -11,11 +11,12 @@ namespace {
 
 constexpr const char* kOp = "dirichlet";
 constexpr int kThreads = 128;
-constexpr int kPartialSums = 16;  // of a row: part of the definition of a draw, the same in every backend
+using math::kPartialSums;
 constexpr int kGroups = kThreads / kPartialSums;
-constexpr int kChunk = 1024;                   // elements in shared memory
-constexpr int kElementsABlock = 2 * kThreads;  // enough for a block of short rows; fewer rows a block, more blocks
-static_assert(kChunk % kPartialSums == 0, "a partial sum goes on from chunk to chunk");
+constexpr int kChunk = 1024;  // elements in shared memory
+// A block takes as many short rows as fit into this many elements, or one row. A larger number would mean fewer blocks.
+constexpr int kElementsPerBlock = 2 * kThreads;
+static_assert(kChunk % kPartialSums == 0, "a thread keeps its partial sum from chunk to chunk");
 
 template <class T>
 struct Sampler {
@@ -27,7 +28,7 @@ struct Sampler {
   int64_t concentration_stride, ids_stride, rows, classes;
   math::Halves seed;
   bool log;
-  int rows_a_block;
+  int rows_per_block;
 
   explicit Sampler(const DirichletParams& p)
       : concentration(static_cast<const T*>(p.concentration)),
@@ -39,9 +40,9 @@ struct Sampler {
         classes(p.classes),
         seed(math::halves(p.seed)),
         log(p.log),
-        rows_a_block(static_cast<int>(p.classes < kElementsABlock ? kElementsABlock / p.classes : 1)) {}
+        rows_per_block(static_cast<int>(p.classes < kElementsPerBlock ? kElementsPerBlock / p.classes : 1)) {}
 
-  // NaN for a concentration that no attempt would ever be accepted for.
+  // log Gamma of one element; NaN if the concentration is invalid, because no attempt would ever be accepted.
   __device__ A log_gamma(int64_t row, int64_t c) const {
     A alpha;
     load<1>(concentration + row * concentration_stride + c, &alpha);
@@ -58,16 +59,17 @@ struct Sampler {
     }
   }
 
-  // `value` is log Gamma less the row's maximum, `exponential` its exp.
+  // `value` is log Gamma minus the maximum of the row, `exponential` is exp(value).
   __device__ void write(int64_t row, int64_t c, A value, A exponential, A sum) const {
     const A y = log ? value - math::log_positive(sum) : exponential / sum;
     store<1>(out + row * classes + c, &y);
   }
 };
 
-// One row by sixteen lanes. A group without a row has no classes and takes part in the shuffles.
+// Normalizes one row with a group of sixteen lanes. A group without a row passes 0 classes, because all lanes of a warp
+// must take part in the shuffles.
 template <class T, class A>
-__device__ void normalise_row(const Sampler<T>& p, int64_t row, const A* log_gamma, int classes) {
+__device__ void normalize_row(const Sampler<T>& p, int64_t row, const A* log_gamma, int classes) {
   const int lane = threadIdx.x % kPartialSums;
   A max = -math::infinity<A>();
   for (int c = lane; c < classes; c += kPartialSums) max = math::at_least(max, log_gamma[c]);
@@ -86,18 +88,18 @@ __global__ void __launch_bounds__(kThreads) short_rows(const Sampler<T> p) {
   using A = accumulate_t<T>;
   static __shared__ A log_gamma[kChunk];
   const int classes = static_cast<int>(p.classes);
-  for (int64_t first = int64_t{blockIdx.x} * p.rows_a_block; first < p.rows;
-       first += int64_t{gridDim.x} * p.rows_a_block) {
-    const int rows = static_cast<int>(p.rows - first < p.rows_a_block ? p.rows - first : p.rows_a_block);
+  for (int64_t first = int64_t{blockIdx.x} * p.rows_per_block; first < p.rows;
+       first += int64_t{gridDim.x} * p.rows_per_block) {
+    const int rows = static_cast<int>(p.rows - first < p.rows_per_block ? p.rows - first : p.rows_per_block);
     for (int i = threadIdx.x; i < rows * classes; i += kThreads) {
       log_gamma[i] = p.log_gamma(first + i / classes, i % classes);
     }
     __syncthreads();
     for (int begin = 0; begin < rows; begin += kGroups) {
       const int r = begin + static_cast<int>(threadIdx.x) / kPartialSums;
-      normalise_row(p, first + r, log_gamma + r * classes, r < rows ? classes : 0);
+      normalize_row(p, first + r, log_gamma + r * classes, r < rows ? classes : 0);
     }
-    __syncthreads();  // all have read before the next rows are drawn
+    __syncthreads();  // all threads have read log_gamma before the next rows overwrite it
   }
 }
 
@@ -112,12 +114,12 @@ __device__ A block_max(A value) {
   return value;
 }
 
-// The sum of exp(log Gamma - max) over a row of any length, for every thread of the block.
+// The sum of exp(log Gamma - max) over a row of any length; every thread of the block gets it.
 template <class T, class A>
 __device__ A long_row_sum(const Sampler<T>& p, int64_t row, A max) {
   static __shared__ A exponential[kChunk];
   static __shared__ A total;
-  A sum = 0;  // a partial one in each of the first sixteen threads
+  A sum = 0;  // in each of the first sixteen threads: its partial sum
   for (int64_t first = 0; first < p.classes; first += kChunk) {
     const int count = static_cast<int>(p.classes - first < kChunk ? p.classes - first : kChunk);
     for (int i = threadIdx.x; i < count; i += kThreads)
@@ -134,8 +136,8 @@ __device__ A long_row_sum(const Sampler<T>& p, int64_t row, A max) {
   return total;
 }
 
-// A row that does not fit into shared memory is drawn three times over, which takes no memory: for its maximum, for its
-// sum, and to be written.
+// A row that does not fit into shared memory is drawn three times: for its maximum, for its sum and for the output.
+// This needs no memory for the draws.
 template <class T>
 __global__ void __launch_bounds__(kThreads) long_rows(const Sampler<T> p) {
   using A = accumulate_t<T>;
@@ -155,7 +157,7 @@ template <class T>
 void sample(const DirichletParams& params, cudaStream_t stream) {
   const Sampler<T> p(params);
   const auto kernel = p.classes <= kChunk ? short_rows<T> : long_rows<T>;
-  launch(kOp, kernel, p, p.rows, p.classes <= kChunk ? p.rows_a_block : 1, kThreads, stream);
+  launch(kOp, kernel, p, p.rows, p.classes <= kChunk ? p.rows_per_block : 1, kThreads, stream);
 }
 
 }  // namespace

@@ -11,7 +11,8 @@ namespace {
 constexpr const char* kOp = "impression_update_";
 constexpr int kThreads = 256;
 
-// A processor: said where ptxas would spill to fit more; 0 says nothing.
+// The minimum number of blocks per multiprocessor, for __launch_bounds__; 0 is no minimum. It is set to 1 where ptxas
+// would otherwise spill registers to fit more blocks.
 template <int kWidth>
 constexpr int kLeastBlocks = kWidth == 1 ? 1 : 0;
 
@@ -24,7 +25,7 @@ struct Update {
   A* exp_avg;
   A* exp_avg_sq;
   int64_t size, channels, channel_size;
-  const double* channel_lo;  // null where the bounds below serve all
+  const double* channel_lo;  // null if lo and hi apply to all elements
   const double* channel_hi;
   A lo, hi;
   double beta1, beta2, lr, step;
@@ -59,7 +60,7 @@ struct Update {
                 static_cast<A>(p.lr / (1 - std::pow(p.beta1, p.step))),
                 static_cast<A>(1 / std::sqrt(1 - std::pow(p.beta2, p.step)))} {}
 
-  // The numbers of this step, where they are known on the device alone.
+  // `numbers` with lr and step as the device knows them.
   __device__ math::ImpressionUpdate<A> numbers_of_step() const {
     math::ImpressionUpdate<A> now = numbers;
     const int64_t t = static_cast<int64_t>(device_step ? *device_step : step);
@@ -103,8 +104,8 @@ void run(const ImpressionUpdateParams& params, cudaStream_t stream) {
   const Update<T> p(params);
   constexpr int wide = kVector<T>;
   const auto aligned = [&](const auto* pointer) { return is_aligned(pointer, p.size, p.size, wide); };
-  const bool one_channel_a_vector = !p.channel_lo || p.channels == 1 || p.channel_size % wide == 0;
-  if (one_channel_a_vector && aligned(p.x) && aligned(p.grad) && aligned(p.exp_avg) && aligned(p.exp_avg_sq)) {
+  const bool one_channel_per_vector = !p.channel_lo || p.channels == 1 || p.channel_size % wide == 0;
+  if (one_channel_per_vector && aligned(p.x) && aligned(p.grad) && aligned(p.exp_avg) && aligned(p.exp_avg_sq)) {
     return launch(kOp, update<T, wide>, p, p.size / wide, kThreads, kThreads, stream);
   }
   launch(kOp, update<T, 1>, p, p.size, kThreads, kThreads, stream);

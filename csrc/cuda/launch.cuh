@@ -1,5 +1,5 @@
-// The one way to start a kernel. Every launch is checked, and grids keep within the limits of the device: a kernel
-// strides over what its grid does not cover.
+// The function that starts all kernels. It checks every launch and limits the size of the grid, so every kernel loops
+// with the stride of the grid until all work is done.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -11,22 +11,23 @@
 namespace zskd::cuda {
 
 constexpr int kWarp = 32;
-constexpr int64_t kMostBlocks = int64_t{1} << 20;  // some thousands for each processor of any device
+constexpr int64_t kMostBlocks = int64_t{1} << 20;  // thousands for each multiprocessor of any device
 
 inline void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
-  cudaGetLastError();  // reported here, so not once more by whoever asks next
+  cudaGetLastError();  // clears the error, so that the next check of the runtime does not report it again
   throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
 }
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// `kernel` over `units` of work, `units_a_block` for each block of `threads`. No work, no launch.
+// Starts `kernel` with one block of `threads` threads for every `units_per_block` of the `units` of work, up to
+// kMostBlocks. Does nothing if there is no work.
 template <class Params>
-void launch(const char* op, void (*kernel)(Params), const Params& params, int64_t units, int64_t units_a_block,
+void launch(const char* op, void (*kernel)(Params), const Params& params, int64_t units, int64_t units_per_block,
             int threads, cudaStream_t stream) {
   if (units == 0) return;
-  const int64_t blocks = ceil_div(units, units_a_block);
+  const int64_t blocks = ceil_div(units, units_per_block);
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(blocks < kMostBlocks ? blocks : kMostBlocks));
   config.blockDim = dim3(static_cast<unsigned>(threads));

@@ -1,5 +1,5 @@
-// How elements lie in global memory and how a thread moves them: 16-bit floats are computed on as float32, and adjacent
-// elements go 128 bits at a time where pointer, stride and length allow it.
+// The storage types of the CUDA backend, and loads and stores of global memory: 16-bit floats are converted to float32
+// on load and back on store. Adjacent elements are moved 128 bits at a time where pointer, stride and length allow it.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "math/portable.h"
+
 namespace zskd::cuda {
 
 using Half = __half;
@@ -17,25 +19,16 @@ using BFloat16 = __nv_bfloat16;
 constexpr int kVectorBytes = 16;
 
 template <class T>
-constexpr int kVector = kVectorBytes / static_cast<int>(sizeof(T));  // elements of one 128-bit access
+constexpr int kVector = kVectorBytes / static_cast<int>(sizeof(T));  // elements per 128-bit access
 
-template <class T>
-struct Accumulate {
-  using Type = float;
-};
-template <>
-struct Accumulate<double> {
-  using Type = double;
-};
-template <class T>
-using accumulate_t = typename Accumulate<T>::Type;
+using math::accumulate_t;
 
 __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ double widen(double x) { return x; }
 __device__ __forceinline__ float widen(Half x) { return __half2float(x); }
 __device__ __forceinline__ float widen(BFloat16 x) { return __bfloat162float(x); }
 
-// To nearest, ties to even.
+// Rounds to nearest, ties to even.
 template <class T>
 __device__ __forceinline__ T narrow(accumulate_t<T> x) {
   return x;
@@ -57,7 +50,7 @@ bool is_aligned(const T* rows, int64_t stride, int64_t length, int width) {
          length % width == 0;
 }
 
-// `width` adjacent elements, in 128-bit pieces where they fill such pieces.
+// Loads `width` adjacent elements, as 128-bit pieces if they fill whole pieces.
 template <int width, class T>
 __device__ __forceinline__ void load(const T* from, accumulate_t<T>* to) {
   if constexpr (width % kVector<T> == 0) {
@@ -75,6 +68,7 @@ __device__ __forceinline__ void load(const T* from, accumulate_t<T>* to) {
   }
 }
 
+// Stores `width` adjacent elements in the same way.
 template <int width, class T>
 __device__ __forceinline__ void store(T* to, const accumulate_t<T>* from) {
   if constexpr (width % kVector<T> == 0) {

@@ -1,4 +1,4 @@
-// A thread makes the four variates of a Philox block.
+// Each thread computes the variates of one Philox block at a time.
 #include "cuda/backend.h"
 #include "cuda/memory.cuh"
 #include "cuda/reduce.cuh"
@@ -10,13 +10,13 @@ namespace {
 
 constexpr const char* kOp = "philox";
 constexpr int kThreads = 256;
-constexpr int kVariates = 4;
+constexpr int kVariates = math::kVariatesPerBlock;
 
 template <class T>
 struct Noise {
   const int64_t* ids;
   T* out;
-  int64_t ids_stride, rows, count, blocks_a_row;
+  int64_t ids_stride, rows, count, blocks_per_row;
   math::Halves seed;
   uint32_t stream;
 
@@ -26,7 +26,7 @@ struct Noise {
         ids_stride(p.ids_stride),
         rows(p.rows),
         count(p.count),
-        blocks_a_row(ceil_div(p.count, kVariates)),
+        blocks_per_row(ceil_div(p.count, kVariates)),
         seed(math::halves(p.seed)),
         stream(p.stream) {}
 };
@@ -46,9 +46,9 @@ __device__ __forceinline__ void variates(math::PhiloxBlock words, T (&to)[kVaria
 
 template <class T, Distribution distribution, bool kWide>
 __global__ void __launch_bounds__(kThreads) fill(const Noise<T> p) {
-  for (int64_t i = grid_thread(); i < p.rows * p.blocks_a_row; i += grid_threads()) {
-    const int64_t row = divide(i, p.blocks_a_row);
-    const int64_t block = i - row * p.blocks_a_row;
+  for (int64_t i = grid_thread(); i < p.rows * p.blocks_per_row; i += grid_threads()) {
+    const int64_t row = divide(i, p.blocks_per_row);
+    const int64_t block = i - row * p.blocks_per_row;
     const math::Halves id = math::halves(p.ids[row * p.ids_stride]);
     T values[kVariates];
     variates<T, distribution>(math::draw(p.seed, id, static_cast<uint32_t>(block), math::Purpose::stream, p.stream),
@@ -70,7 +70,7 @@ void run(const PhiloxParams& params, cudaStream_t stream) {
   const Noise<T> p(params);
   const bool wide = is_aligned(p.out, p.count, p.count, kVariates);
   const auto kernel = wide ? fill<T, distribution, true> : fill<T, distribution, false>;
-  launch(kOp, kernel, p, p.rows * p.blocks_a_row, kThreads, kThreads, stream);
+  launch(kOp, kernel, p, p.rows * p.blocks_per_row, kThreads, kThreads, stream);
 }
 
 template <class T>

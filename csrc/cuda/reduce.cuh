@@ -1,5 +1,5 @@
-// Sums and maxima over a group of neighbouring lanes, whose number is a power of two. Every lane of the warp takes
-// part, and every lane of a group ends with the same bits: the partners of each step add the same two numbers.
+// Sums and maxima over groups of adjacent lanes; the size of a group is a power of two. All lanes of the warp must call
+// them. All lanes of a group get the same bits, because both lanes of a pair add the same two numbers.
 #pragma once
 
 #include "cuda/launch.cuh"
@@ -9,7 +9,7 @@ namespace zskd::cuda {
 
 constexpr unsigned kWholeWarp = 0xFFFFFFFFu;
 
-// A NaN of another lane is left out, as math::at_least leaves it.
+// A NaN of another lane is ignored, as in math::at_least.
 template <class A>
 __device__ __forceinline__ A group_max(A value, int lanes) {
   for (int distance = lanes / 2; distance > 0; distance /= 2) {
@@ -18,7 +18,7 @@ __device__ __forceinline__ A group_max(A value, int lanes) {
   return value;
 }
 
-// Halves: the lower lanes add the upper ones, then again.
+// The lower half of the lanes plus the upper half, again and again (the order of math::kPartialSums).
 template <class A>
 __device__ __forceinline__ A group_sum(A value, int lanes) {
   for (int distance = lanes / 2; distance > 0; distance /= 2) {
@@ -27,11 +27,11 @@ __device__ __forceinline__ A group_sum(A value, int lanes) {
   return value;
 }
 
-// The index of this thread in the whole grid, and the number of threads in it.
+// The index of this thread in the grid, and the number of threads of the grid.
 __device__ __forceinline__ int64_t grid_thread() { return int64_t{blockIdx.x} * blockDim.x + threadIdx.x; }
 __device__ __forceinline__ int64_t grid_threads() { return int64_t{gridDim.x} * blockDim.x; }
 
-// a / b for 0 <= a, 0 < b: a 64-bit division is many times slower than the 32-bit one that nearly always serves.
+// a / b for a >= 0 and b > 0, as a 32-bit division if both fit: a 64-bit division is many times slower.
 __device__ __forceinline__ int64_t divide(int64_t a, int64_t b) {
   if ((a | b) >> 32 == 0) return static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
   return a / b;

@@ -1,7 +1,7 @@
-// The kernels of the two row losses (math/row_loss.h). Up to kRegisterClasses classes a row stays in the registers of a
-// group of lanes: logits and target are read once, loss and gradient written once. The group is as small as the row
-// allows, so that many short rows share a warp. A longer row has a block to itself and is read twice: for the sums,
-// with maxima that rise as it goes, and for the gradient.
+// The kernels of the two row losses (math/row_loss.h). A row of up to kRegisterClasses classes is held in the registers
+// of a group of lanes: logits and target are read once, loss and gradient are written once. A group has as few lanes as
+// the row needs, so that a warp can process many short rows. A longer row is processed by a whole block and read twice:
+// once for the sums, whose maxima rise during the pass, and once for the gradient.
 #pragma once
 
 #include "cuda/memory.cuh"
@@ -16,15 +16,17 @@ constexpr int kGroupThreads = 128;
 constexpr int kLongRowThreads = 256;
 constexpr int kLongRowWarps = kLongRowThreads / kWarp;
 
-// A processor: said where ptxas would spill doubles to fit more; 0 says nothing.
+// The minimum number of blocks per multiprocessor, for __launch_bounds__; 0 is no minimum. It is set to 1 for double,
+// where ptxas would otherwise spill registers to fit more blocks.
 template <class T>
 constexpr int kLeastBlocks = sizeof(T) == sizeof(double) ? 1 : 0;
 
-// A short row is held by as few lanes as do with this many elements each; a vector access fits.
+// Elements per lane for a short row, at least one vector. As few lanes hold a row as this number allows.
 template <class T>
 constexpr int kFewItems = kVector<T> > 4 ? kVector<T> : 4;
 
-// A longer one by as many as a lane's registers hold without spilling: two matrices' elements, in float or double.
+// Elements per lane for a longer row: as many of both matrices, in float or double, as the registers of a lane hold
+// without spilling.
 template <class T>
 constexpr int kManyItems = 128 / static_cast<int>(sizeof(accumulate_t<T>));
 template <class T>
@@ -40,8 +42,8 @@ struct RowLoss {
   T* grad;
   int64_t a_stride, b_stride, rows, classes;
   A temperature, grad_scale;
-  math::Tempered<A> over;
-  int lanes;  // of a group
+  math::ExpScale<A> exp_scale;
+  int lanes;  // per group
 
   explicit RowLoss(const RowLossParams& p)
       : a(static_cast<const T*>(p.a)),
@@ -54,14 +56,14 @@ struct RowLoss {
         classes(p.classes),
         temperature(static_cast<A>(p.temperature)),
         grad_scale(Op::scale(temperature) * static_cast<A>(p.grad_weight)),
-        over(math::tempered<A>(p.temperature)),
+        exp_scale(math::exp_scale_of<A>(p.temperature)),
         lanes(kWarp) {}
 
   __device__ math::RowTerm<A> term(A z, A other, A a_max, A b_max) const {
     if constexpr (Op::kOtherIsLogits)
-      return Op::term(z - a_max, other - b_max, over);
+      return Op::term(z - a_max, other - b_max, exp_scale);
     else
-      return Op::term(z - a_max, other, over);
+      return Op::term(z - a_max, other, exp_scale);
   }
 
   __device__ void write_loss(int64_t row, math::RowSums<A> sum) const {
@@ -69,14 +71,14 @@ struct RowLoss {
     store<1>(loss + row, &value);
   }
 
-  // What an element that is not there counts as: nothing, in maximum and sums.
+  // The value of b for a class beyond the end of the row; it changes neither the maximum nor the sums.
   __device__ static A missing_other() { return Op::kOtherIsLogits ? -math::infinity<A>() : A(0); }
 };
 
 // --- rows in registers ---
 
-// Lane `lane` of a group holds items i .. i + kWidth - 1 at classes i * lanes + lane * kWidth ..., for i = 0, kWidth,
-// ...
+// For i = 0, kWidth, 2 kWidth, ...: the items i to i + kWidth - 1 of a lane are the kWidth classes from
+// i * lanes + lane * kWidth on.
 template <int kItems, int kWidth, class T, class A>
 __device__ __forceinline__ void read_row(const T* row, int lane, int lanes, int classes, A missing,
                                          A (&items)[kItems]) {
@@ -108,7 +110,7 @@ __device__ __forceinline__ math::RowSums<A> group_sums(math::RowSums<A> sum, int
 template <class Op, class T, class U, int kItems, int kWidth>
 __device__ __forceinline__ void register_row(const RowLoss<Op, T, U>& p, int64_t row, int lane) {
   using A = accumulate_t<T>;
-  const bool exists = row < p.rows;  // the lanes of a missing row take part in the shuffles
+  const bool exists = row < p.rows;  // lanes without a row still have to take part in the shuffles
   const int classes = exists ? static_cast<int>(p.classes) : 0;
   A a[kItems], b[kItems];
   read_row<kItems, kWidth>(p.a + row * p.a_stride, lane, p.lanes, classes, -math::infinity<A>(), a);
@@ -119,7 +121,7 @@ __device__ __forceinline__ void register_row(const RowLoss<Op, T, U>& p, int64_t
   math::RowSums<A> sum = {0, 0, 0};
 #pragma unroll
   for (int i = 0; i < kItems; ++i) {
-    if (i / kWidth * kWidth * p.lanes >= classes) break;  // the whole group is past the end
+    if (i / kWidth * kWidth * p.lanes >= classes) break;  // the end of the row for all lanes of the group
     const math::RowTerm<A> term = p.term(a[i], b[i], a_max, b_max);
     a[i] = term.e;
     b[i] = term.f;
@@ -142,28 +144,28 @@ __device__ __forceinline__ void register_row(const RowLoss<Op, T, U>& p, int64_t
 
 template <class Op, class T, class U, int kItems, int kWidth>
 __global__ void __launch_bounds__(kGroupThreads, kLeastBlocks<T>) register_rows(const RowLoss<Op, T, U> p) {
-  const int rows_a_warp = kWarp / p.lanes;
+  const int rows_per_warp = kWarp / p.lanes;
   const int lane_of_warp = static_cast<int>(threadIdx.x) % kWarp;
-  const int64_t stride = grid_threads() / kWarp * rows_a_warp;
-  // The same for all lanes of a warp: none may leave the others alone in a shuffle.
-  for (int64_t first = grid_thread() / kWarp * rows_a_warp; first < p.rows; first += stride) {
+  const int64_t stride = grid_threads() / kWarp * rows_per_warp;
+  // `first` is the same for all lanes of a warp, so that no lane leaves the loop while others still shuffle.
+  for (int64_t first = grid_thread() / kWarp * rows_per_warp; first < p.rows; first += stride) {
     register_row<Op, T, U, kItems, kWidth>(p, first + lane_of_warp / p.lanes, lane_of_warp % p.lanes);
   }
 }
 
-// --- a row for a block ---
+// --- one row per block ---
 
-// Parts of a row, each relative to its own maxima, made one: first in each warp, then over the warps in their order.
+// Merges the parts of a row that the threads of a block hold: first within each warp, then over the warps in order.
 template <class Op, class A>
-__device__ __forceinline__ math::RowPart<A> merge_over_block(math::RowPart<A> part, math::Tempered<A> over) {
+__device__ __forceinline__ math::RowPart<A> merge_over_block(math::RowPart<A> part, math::ExpScale<A> exp_scale) {
   static __shared__ math::RowPart<A> parts[kLongRowWarps];
-  part = math::raised<Op>(part, group_max(part.a_max, kWarp), group_max(part.b_max, kWarp), over);
+  part = math::raised<Op>(part, group_max(part.a_max, kWarp), group_max(part.b_max, kWarp), exp_scale);
   part.sum = group_sums(part.sum, kWarp);
   if (threadIdx.x % kWarp == 0) parts[threadIdx.x / kWarp] = part;
   __syncthreads();
   math::RowPart<A> whole = parts[0];
-  for (int i = 1; i < kLongRowWarps; ++i) whole = math::merged<Op>(whole, parts[i], over);
-  __syncthreads();  // all have read before the next row is written
+  for (int i = 1; i < kLongRowWarps; ++i) whole = math::merged<Op>(whole, parts[i], exp_scale);
+  __syncthreads();  // all threads have read `parts` before the next row overwrites it
   return whole;
 }
 
@@ -181,9 +183,9 @@ __global__ void __launch_bounds__(kLongRowThreads, kLeastBlocks<T>) long_rows(co
       load<kWidth>(row_a + c, a);
       load<kWidth>(row_b + c, b);
 #pragma unroll
-      for (int j = 0; j < kWidth; ++j) part = math::with_element<Op>(part, a[j], b[j], p.over);
+      for (int j = 0; j < kWidth; ++j) part = math::with_element<Op>(part, a[j], b[j], p.exp_scale);
     }
-    part = math::whole_row<Op>(merge_over_block<Op>(part, p.over));
+    part = math::whole_row<Op>(merge_over_block<Op>(part, p.exp_scale));
     if (threadIdx.x == 0) p.write_loss(row, part.sum);
     if (!p.grad) continue;
 
@@ -201,9 +203,9 @@ __global__ void __launch_bounds__(kLongRowThreads, kLeastBlocks<T>) long_rows(co
   }
 }
 
-// --- which kernel ---
+// --- the choice of the kernel ---
 
-// The smallest group that holds a row at `items` elements a lane.
+// The lanes of the smallest group that holds a row with `items` elements per lane.
 inline int lanes_for(int64_t classes, int items) {
   int lanes = 1;
   while (lanes < kWarp && int64_t{lanes} * items < classes) lanes *= 2;

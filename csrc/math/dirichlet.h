@@ -1,15 +1,21 @@
 // One log-Gamma variate of a Dirichlet row: y_c = exp(g_c) / sum_k exp(g_k), g_c = log Gamma(alpha_c).
 //
-// Gamma(a), a >= 1, by Marsaglia and Tsang ("A simple method for generating gamma variables", ACM TOMS 2000): with
-// d = a - 1/3, v = (1 + n / sqrt(9 d))^3 is accepted where log u < n^2/2 + d (1 - v + log v). For alpha < 1,
-// Gamma(alpha) = Gamma(alpha + 1) U^(1/alpha): in log space, since U^(1/alpha) underflows from alpha = 1e-2 on.
+// Gamma(a) for a >= 1 is drawn by the method of Marsaglia and Tsang ("A simple method for generating gamma variables",
+// ACM TOMS 2000): with n normal, u uniform, d = a - 1/3 and v = (1 + n / sqrt(9 d))^3, the variate d v is accepted if
+// log u < n^2/2 + d (1 - v + log v). For alpha < 1, Gamma(alpha) = Gamma(alpha + 1) U^(1/alpha), computed in log space
+// because U^(1/alpha) underflows for alpha below about 1e-2.
 #pragma once
 
 #include "math/variates.h"
 
 namespace zskd::math {
 
-// Concentrations below make log(U) / alpha overflow.
+// The row sum of exponentials, sum_k exp(g_k - max g), is defined as kPartialSums partial sums: partial sum l adds the
+// classes l, l + kPartialSums, l + 2 kPartialSums, ... in this order. The partial sums are then added by halves: the
+// lower half plus the upper half, again and again. Every backend sums in this order, so that all give the same bits.
+constexpr int kPartialSums = 16;
+
+// The smallest valid concentration: a smaller one makes log(U) / alpha overflow.
 template <class T>
 struct Concentration;
 template <>
@@ -29,18 +35,18 @@ ZSKD_INLINE bool is_valid_concentration(T alpha) {
 template <class T>
 struct GammaAttempt {
   T log_gamma;
-  T accepted;  // 1 or 0: as wide as its lane
+  T accepted;  // 1 or 0; as wide as log_gamma, so that a loop over both vectorizes
 };
 
-// One attempt from the words of draw(seed, id, class, Purpose::gamma, number of the attempt). `exact` runs the full
-// test; without it only the squeeze u < 1 - 0.0331 n^4 is looked at, which implies the full test and settles nine
-// attempts of ten without a logarithm.
+// One attempt, from the words draw(seed, id, class, Purpose::gamma, number of the attempt). `exact` applies the full
+// acceptance test. Otherwise only the squeeze test u < 1 - 0.0331 n^4 is applied: it implies the full test, needs no
+// logarithm, and accepts nine attempts out of ten.
 template <class T, bool exact>
 ZSKD_INLINE GammaAttempt<T> attempt_log_gamma(T alpha, PhiloxBlock words) {
   const bool boosted = alpha < T(1);
   const T d = (boosted ? alpha + T(1) : alpha) - T(1.0 / 3);
   const T n = normal<T>(words.w0, words.w1);
-  // One division for two reciprocals: 1 / alpha and 1 / sqrt(9 d).
+  // One division gives both 1 / alpha and 1 / sqrt(9 d).
   const T scale = T(3) * sqrt(d);
   const T inverse = T(1) / (alpha * scale);
   const T root = fma(n, inverse * alpha, T(1));

@@ -1,6 +1,7 @@
-// exp, log, sin and cos from IEEE add, multiply, divide, fma and integer operations alone: no libm, no tables, no
-// branches. So a loop over them becomes SIMD code, and a CPU and a GPU give the same bits. The coefficients are
-// minimax fits of the relative error (Remez exchange in 60 digits) rounded to T; tests hold the results to 2 ulp.
+// exp, log, sin and cos from IEEE add, multiply, divide, fma and integer operations only: no libm, no tables and no
+// branches, so that a loop over them compiles to SIMD code, and a CPU and a GPU give the same bits. The coefficients
+// are minimax fits of the relative error (Remez exchange with 60 digits), rounded to T. The tests check that the error
+// is at most 2 ulp.
 #pragma once
 
 #include "math/portable.h"
@@ -8,7 +9,7 @@
 namespace zskd::math {
 
 template <class T>
-struct Binary;  // the fields of an IEEE number
+struct Binary;  // the layout of an IEEE number, and the constants that depend on it
 
 template <>
 struct Binary<float> {
@@ -16,8 +17,8 @@ struct Binary<float> {
   using UInt = uint32_t;
   static constexpr int kMantissaBits = 23;
   static constexpr Int kBias = 127;
-  static constexpr float kRoundToInt = 0x1.8p23f;  // adding it leaves the nearest integer in the low bits
-  static constexpr float kExpLow = -104.0f;        // exp is 0 below, infinite above
+  static constexpr float kRoundToInt = 0x1.8p23f;  // x + kRoundToInt has the integer nearest to x in its low bits
+  static constexpr float kExpLow = -104.0f;        // exp(x) is 0 for x < kExpLow and infinite for x > kExpHigh
   static constexpr float kExpHigh = 89.0f;
   static constexpr float kLog2E = 0x1.715476p+0f;
   static constexpr float kLn2High = 0x1.62e4p-1f;
@@ -78,8 +79,8 @@ ZSKD_INLINE T power_of_two(typename Binary<T>::Int n) {
   return bit_cast<T>(static_cast<typename Binary<T>::Int>((n + Binary<T>::kBias) << Binary<T>::kMantissaBits));
 }
 
-// exp(x) = 2^n exp(r), r = x - n ln(2). 2^n goes in two factors, so that a subnormal result is rounded only once and
-// n may reach 128 (1024). NaN stays NaN; -inf gives 0, +inf gives +inf.
+// exp(x) = 2^n exp(r) with r = x - n ln(2). 2^n is split into two factors, so that a subnormal result is rounded only
+// once and n may be 128 (float) or 1024 (double). exp(NaN) = NaN, exp(-inf) = 0, exp(inf) = inf.
 template <class T>
 ZSKD_INLINE T exp(T x) {
   using B = Binary<T>;
@@ -90,13 +91,13 @@ ZSKD_INLINE T exp(T x) {
   const T whole = shifted - B::kRoundToInt;
   const T r = fma(-whole, B::kLn2Low, fma(-whole, B::kLn2High, x));
   const T p = fma(r * r, exp_tail(r), r) + T(1);
-  // Not n >> 1: before AVX-512 there is no arithmetic shift of 64-bit lanes.
+  // n / 2, rounded down. Not n >> 1: before AVX-512, x86 has no SIMD arithmetic shift of 64-bit integers.
   const Int half = static_cast<Int>(static_cast<typename B::UInt>(n + 2048) >> 1) - 1024;
   return p * power_of_two<T>(half) * power_of_two<T>(n - half);
 }
 
-// exp(x) for x <= 0, where a result below the smallest normal number may be flushed to 0: one factor, which is 0 itself
-// from n = -kBias on.
+// exp(x) for x <= 0. A result below the smallest normal number is flushed to 0: 2^n is one factor, and it is 0 for the
+// smallest n, -kBias.
 template <class T>
 ZSKD_INLINE T exp_nonpositive(T x) {
   using B = Binary<T>;
@@ -124,28 +125,29 @@ ZSKD_INLINE double exp2_quotient(double r) {
   return polynomial(r, c);
 }
 
-// exp(x / tau) is 2^(x per_bit), and 0 for every x <= lowest.
+// The form in which exp(x / tau) takes the temperature tau: exp(x / tau) = 2^(x * log2_scale), flushed to 0 for
+// x <= lowest.
 template <class T>
-struct Tempered {
-  T per_bit, lowest;
+struct ExpScale {
+  T log2_scale, lowest;
 };
 
 template <class T>
-ZSKD_INLINE Tempered<T> tempered(double temperature) {
+ZSKD_INLINE ExpScale<T> exp_scale_of(double temperature) {
   constexpr double log2_e = 1.44269504088896340736;
   return {static_cast<T>(log2_e / temperature), static_cast<T>(-Binary<T>::kBias * temperature / log2_e)};
 }
 
-// exp(x / tau) for x <= 0, flushed like exp_nonpositive. The division by tau is a part of the reduction, which costs
-// nothing, and what is left of x per_bit beside a whole number is rounded only once.
+// exp(x / tau) for x <= 0, flushed to 0 as exp_nonpositive(x) is. The multiplication by log2_scale replaces the one by
+// log2(e), so that the temperature costs nothing. The fraction of x * log2_scale is rounded only once.
 template <class T>
-ZSKD_INLINE T exp_nonpositive(T x, Tempered<T> over) {
+ZSKD_INLINE T exp_nonpositive(T x, ExpScale<T> exp_scale) {
   using B = Binary<T>;
   using Int = typename B::Int;
-  const T clamped = at_least(x, over.lowest);
-  const T shifted = fma(clamped, over.per_bit, B::kRoundToInt);
+  const T clamped = at_least(x, exp_scale.lowest);
+  const T shifted = fma(clamped, exp_scale.log2_scale, B::kRoundToInt);
   const Int n = bit_cast<Int>(shifted) - bit_cast<Int>(B::kRoundToInt);
-  const T r = fma(clamped, over.per_bit, -(shifted - B::kRoundToInt));
+  const T r = fma(clamped, exp_scale.log2_scale, -(shifted - B::kRoundToInt));
   return fma(r, exp2_quotient(r), T(1)) * power_of_two<T>(n);
 }
 
@@ -155,23 +157,23 @@ struct LogParts {
   T f, e;
 };
 
-// Of a positive, finite, normal x.
+// The parts of a positive, finite, normal x.
 template <class T>
 ZSKD_INLINE LogParts<T> log_parts(T x) {
   using B = Binary<T>;
   using Int = typename B::Int;
   constexpr Int root = bit_cast<Int>(B::kSqrtHalf);
-  constexpr Int bias = B::kBias + 1;  // keeps the shifted number positive, again for want of that shift
+  constexpr Int bias = B::kBias + 1;  // makes `shifted` positive, so that a logical shift is enough (see exp)
   const Int bits = bit_cast<Int>(x);
   const Int shifted = bits - root + (bias << B::kMantissaBits);
   const Int e = static_cast<Int>(static_cast<typename B::UInt>(shifted) >> B::kMantissaBits) - bias;
   const T m = bit_cast<T>(static_cast<Int>(bits - (e << B::kMantissaBits)));
-  // An integer as T without a 64-bit conversion instruction: through the low bits of the rounding constant.
+  // e converted to T through the low bits of kRoundToInt: there may be no instruction that converts 64-bit integers.
   const T exponent = bit_cast<T>(static_cast<Int>(e + bit_cast<Int>(B::kRoundToInt))) - B::kRoundToInt;
   return {m - T(1), exponent};
 }
 
-// e log(2) + f + f^2 q(f).
+// log(x) = e log(2) + f + f^2 q(f).
 ZSKD_INLINE float log_of(LogParts<float> x) {
   using B = Binary<float>;
   constexpr float q[] = {-0x1.fffffap-2f, 0x1.555550p-2f,  -0x1.0003ecp-2f, 0x1.99a3cap-3f, -0x1.542eccp-3f,
@@ -180,8 +182,8 @@ ZSKD_INLINE float log_of(LogParts<float> x) {
   return fma(x.e, B::kLn2High, small);
 }
 
-// With s = f / (2 + f) and z = s^2: log(1 + f) = f - f^2/2 + s (f^2/2 + z r(z)). In double the division costs less than
-// the terms that it saves.
+// With s = f / (2 + f) and z = s^2: log(1 + f) = f - f^2/2 + s (f^2/2 + z r(z)). For double the division costs less
+// than the polynomial terms that it saves.
 ZSKD_INLINE double log_of(LogParts<double> x) {
   using B = Binary<double>;
   constexpr double r[] = {0x1.5555555555593p-1, 0x1.999999997fb34p-2, 0x1.249249421787dp-2, 0x1.c71c51e80442fp-3,
@@ -199,7 +201,7 @@ ZSKD_INLINE T log_normal(T x) {
   return log_of(log_parts(x));
 }
 
-// The same, with NaN and +inf passed through.
+// log(x) of a positive, normal x. NaN stays NaN, and log(inf) = inf.
 template <class T>
 ZSKD_INLINE T log_positive(T x) {
   return x < infinity<T>() ? log_normal(x) : x;

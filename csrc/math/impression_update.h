@@ -1,5 +1,5 @@
-// One element of an Adam step (Kingma and Ba 2015, algorithm 1) on an impression, with the gradient of the pixel
-// priors l1 |x| + l2 x^2 added first and the result clamped into the valid input range.
+// One element of an Adam step (Kingma and Ba 2015, algorithm 1) on an impression. The gradient of the pixel priors
+// l1 |x| + l2 x^2 is added first; the result is clamped to the valid input range.
 #pragma once
 
 #include "math/portable.h"
@@ -9,12 +9,12 @@ namespace zskd::math {
 template <class A>
 struct ImpressionUpdate {
   A beta2, eps, l1, l2;
-  A one_minus_beta1, one_minus_beta2;  // not taken from a rounded beta: 1 - 0.999f is off by 1e-5 of itself
+  A one_minus_beta1, one_minus_beta2;  // from the unrounded beta: 1 - 0.999f has a relative error of 1e-5
   A step_size;                         // lr / (1 - beta1^t)
   A inverse_root_correction;           // 1 / sqrt(1 - beta2^t)
 };
 
-// beta^t for a whole t >= 0, by repeated squaring: on a GPU a fraction of the time of pow(), which serves any t.
+// beta^t for an integer t >= 0, by repeated squaring, which takes a GPU a fraction of the time of pow().
 ZSKD_INLINE double whole_power(double beta, int64_t t) {
   double power = 1;
   for (; t > 0; t /= 2) {

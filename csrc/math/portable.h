@@ -1,4 +1,4 @@
-// What every formula in this folder needs to compile for a CPU and for a CUDA device alike.
+// What all formulas in this folder share, so that they compile for a CPU and for a CUDA device.
 #pragma once
 
 #include <cstdint>
@@ -6,15 +6,27 @@
 #if defined(__CUDACC__)
 #define ZSKD_INLINE static __host__ __device__ __forceinline__
 #else
-// Internal linkage, and always inlined: the same header is compiled once per instruction set, and a copy that the
-// linker merged across translation units could carry AVX instructions onto a machine that has none.
+// Internal linkage and always inlined: these headers are compiled once per instruction set. If the linker merged the
+// copies of a function, the one that it keeps could execute AVX instructions on a machine without AVX.
 #define ZSKD_INLINE static inline __attribute__((always_inline))
 #endif
 
 namespace zskd::math {
 
-// One rounding. Where a processor has no such instruction it is a slow library call: a source that promises an accuracy
-// but no particular bits defines ZSKD_FMA_MAY_ROUND_TWICE.
+// The type in which elements of type T are computed and summed: float for 16-bit floats, otherwise T.
+template <class T>
+struct Accumulate {
+  using Type = float;
+};
+template <>
+struct Accumulate<double> {
+  using Type = double;
+};
+template <class T>
+using accumulate_t = typename Accumulate<T>::Type;
+
+// a * b + c with a single rounding. On a processor without an FMA instruction this is a slow library call. A source
+// file may define ZSKD_FMA_MAY_ROUND_TWICE to avoid it, if its results may differ between processors in the last bits.
 #if defined(ZSKD_FMA_MAY_ROUND_TWICE) && defined(__x86_64__) && !defined(__FMA__)
 ZSKD_INLINE float fma(float a, float b, float c) { return a * b + c; }
 ZSKD_INLINE double fma(double a, double b, double c) { return a * b + c; }
@@ -36,7 +48,7 @@ ZSKD_INLINE T infinity() {
   return static_cast<T>(__builtin_inf());
 }
 
-// A NaN in `a` is kept: every comparison with it is false.
+// max(a, low) and min(a, high). If `a` is NaN the result is NaN, because every comparison with NaN is false.
 template <class T>
 ZSKD_INLINE T at_least(T a, T low) {
   return a < low ? low : a;

@@ -1,5 +1,5 @@
-// Checks and conversions shared by the host functions. A message names the op, the argument, what it got and what it
-// wanted. Every violation is a ValueError in Python, a wrong dtype or device a TypeError.
+// Checks and conversions that the host functions share. An error message names the op, the argument, what it got and
+// what it wanted. In Python a wrong dtype or device raises a TypeError, anything else a ValueError.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -16,7 +16,7 @@ namespace zskd::ops {
 
 inline bool is_16_bit(at::ScalarType type) { return type == at::kHalf || type == at::kBFloat16; }
 
-// What a 16-bit float is computed and accumulated in.
+// The dtype of sums over elements of `type`, as in math::accumulate_t.
 inline at::ScalarType accumulate_type(at::ScalarType type) { return is_16_bit(type) ? at::kFloat : type; }
 
 inline Dtype dtype_of(const char* op, const char* argument, const at::Tensor& tensor) {
@@ -48,14 +48,15 @@ inline void check_matrix(const char* op, const char* argument, const at::Tensor&
   ZSKD_CHECK(tensor.size(1) > 0, op, ": ", argument, " has shape ", tensor.sizes(), ", wanted at least one class");
 }
 
-// ids[N]: int64, one for each row.
+// ids must be int64 of shape [N] and, if `like` is given, on the device of `like`.
 inline void check_ids(const char* op, const at::Tensor& ids, const at::Tensor* like = nullptr) {
   ZSKD_CHECK_TYPE(ids.scalar_type() == at::kLong, op, ": ids is ", ids.scalar_type(), ", wanted int64");
   ZSKD_CHECK(ids.dim() == 1, op, ": ids has shape ", ids.sizes(), ", wanted [N]");
   if (like) check_same_device(op, "ids", ids, *like, "concentration");
 }
 
-// Elements of a row adjacent; rows at any distance, so that an expanded or row-sliced matrix is not copied.
+// The matrix with adjacent elements in each row. Rows may be any distance apart, so that an expanded or row-sliced
+// matrix is not copied.
 inline at::Tensor with_dense_rows(const at::Tensor& matrix) {
   return matrix.stride(1) == 1 || matrix.size(1) == 1 ? matrix : matrix.contiguous();
 }

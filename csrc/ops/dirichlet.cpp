@@ -1,3 +1,5 @@
+#include "math/dirichlet.h"
+
 #include <ATen/ops/empty.h>
 
 #include "ops/dispatch.h"
@@ -18,17 +20,18 @@ void check_concentration_shape(const at::Tensor& concentration, const at::Tensor
              concentration.size(0), " rows, wanted ", ids.size(0), " as ids");
 }
 
+template <class T>
+void check_concentration(int64_t row, int64_t c, double value) {
+  ZSKD_CHECK(math::is_valid_concentration(static_cast<T>(value)), kOp, ": concentration[", row, ", ", c, "] is ", value,
+             ", wanted a finite number of at least ", math::Concentration<T>::kLowest);
+}
+
 void check_concentration_values(const DirichletParams& p, const at::Tensor& rows) {
   const int64_t row = cpu::first_invalid_concentration(p);
   if (row < 0) return;
   const at::Tensor values = rows.select(0, row).to(at::kDouble);
-  const double lowest = p.dtype == Dtype::f64 ? 1e-305 : 1e-37;
-  for (int64_t c = 0; c < p.classes; ++c) {
-    const double value = values[c].item<double>();
-    if (value >= lowest && value < std::numeric_limits<double>::infinity()) continue;
-    ZSKD_CHECK(false, kOp, ": concentration[", row, ", ", c, "] is ", value, ", wanted a finite number of at least ",
-               lowest);
-  }
+  const auto check = p.dtype == Dtype::f64 ? check_concentration<double> : check_concentration<float>;
+  for (int64_t c = 0; c < p.classes; ++c) check(row, c, values[c].item<double>());
 }
 
 }  // namespace
@@ -56,7 +59,7 @@ at::Tensor dirichlet(const at::Tensor& concentration, const at::Tensor& ids, int
   p.rows = rows;
   p.classes = classes;
   if (rows == 0) return out;
-  // On a CUDA device an error would have to wait for the device; there the row comes out as NaN.
+  // Not on a CUDA device: an error would have to wait for the device. There an invalid row becomes NaN.
   if (dense.is_cpu()) check_concentration_values(p, dense);
   run(kBackends, p, out);
   return out;

@@ -1,5 +1,5 @@
-// Which backend serves a tensor, and what a launch on its device needs: that device made current, and its current
-// stream.
+// Calls the backend of the device that a tensor is on. For a CUDA device this sets the current device and passes its
+// current stream.
 #pragma once
 
 #include "cpu/backend.h"
@@ -35,7 +35,7 @@ inline void check_backend(const char* op, const char* argument, const at::Tensor
 #endif
 }
 
-// On a CUDA device the work is queued and not waited for.
+// On a CUDA device the work is only queued on the stream: the function returns before it is done.
 template <class Params>
 void run(const Backends<Params>& backends, const Params& p, const at::Tensor& like) {
   if (like.is_cpu()) return backends.cpu(p);

@@ -21,7 +21,8 @@ void check_operand(const Operand& operand, const at::Tensor& x, at::ScalarType t
                   ", wanted ", type, " beside x in ", x.scalar_type());
 }
 
-// One number. Beside x on a CUDA device it stays there: a captured launch reads it anew at each replay.
+// A tensor of one number. If it is on the CUDA device of x, it stays there and the kernel reads it, so that each replay
+// of a captured CUDA graph sees its current value.
 struct Scalar {
   at::Tensor tensor;
   bool on_device;
@@ -31,7 +32,8 @@ struct Scalar {
     ZSKD_CHECK(given.numel() == 1, kOp, ": ", name, " has shape ", given.sizes(), ", wanted one number");
     if (on_device) tensor = given.to(at::kDouble);
   }
-  double value_or(double unread) const { return on_device ? unread : tensor.item<double>(); }
+  // The number, or `placeholder` if only the device can read it.
+  double value_or(double placeholder) const { return on_device ? placeholder : tensor.item<double>(); }
   const double* pointer() const { return on_device ? tensor.const_data_ptr<double>() : nullptr; }
 };
 
@@ -50,8 +52,8 @@ void check_scalars(double step, double lr, double beta1, double beta2, double ep
   ZSKD_CHECK(eps >= 0, kOp, ": eps is ", eps, ", wanted 0 or more");
 }
 
-// Dense in one common order: the kernel may then walk the memory, whatever the order is.
-bool walk_together(const at::Tensor& x, std::initializer_list<at::Tensor> others, bool per_channel) {
+// Whether all tensors are dense in the same memory order. The kernel then ignores shapes and goes through the memory.
+bool have_same_dense_order(const at::Tensor& x, std::initializer_list<at::Tensor> others, bool per_channel) {
   if (per_channel ? !x.is_contiguous() : !x.is_non_overlapping_and_dense()) return false;
   return std::all_of(others.begin(), others.end(), [&](const at::Tensor& t) { return t.strides() == x.strides(); });
 }
@@ -69,7 +71,7 @@ void impression_update_(at::Tensor x, const at::Tensor& grad, at::Tensor exp_avg
   const at::Tensor low = bound("lo", lo, x), high = bound("hi", hi, x);
   const bool per_channel = low.dim() == 1 || high.dim() == 1;
 
-  if (!walk_together(x, {grad, exp_avg, exp_avg_sq}, per_channel)) {
+  if (!have_same_dense_order(x, {grad, exp_avg, exp_avg_sq}, per_channel)) {
     at::Tensor dense_x = x.contiguous(), m = exp_avg.contiguous(), v = exp_avg_sq.contiguous();
     impression_update_(dense_x, grad.contiguous(), m, v, step, lr, beta1, beta2, eps, l1, l2, lo, hi);
     x.copy_(dense_x);

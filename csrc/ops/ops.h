@@ -1,5 +1,5 @@
-// The host functions, one an op: check, allocate, pick the backend. Signatures and semantics are documented where users
-// meet them, in zskd_fast/ops.
+// The host functions, one per op: each checks its arguments, allocates the results and calls the backend of the device.
+// The arguments are documented in zskd_fast/ops.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -12,7 +12,7 @@ namespace zskd::ops {
 
 using LossAndGrad = std::tuple<at::Tensor, at::Tensor>;
 
-// Writes into `grad_out` where it is given; an empty gradient comes back where `with_grad` is false.
+// The gradient is written to `grad_out` if that is given. If `with_grad` is false, the returned gradient is empty.
 LossAndGrad soft_cross_entropy(const at::Tensor& logits, const at::Tensor& target, double temperature,
                                const std::string& reduction, bool with_grad, std::optional<at::Tensor> grad_out);
 LossAndGrad distillation_loss(const at::Tensor& student_logits, const at::Tensor& teacher_logits, double temperature,
@@ -23,7 +23,7 @@ at::Tensor philox(const at::Tensor& ids, int64_t count, int64_t seed, int64_t st
 void impression_update_(at::Tensor x, const at::Tensor& grad, at::Tensor exp_avg, at::Tensor exp_avg_sq,
                         const at::Tensor& step, const at::Tensor& lr, double beta1, double beta2, double eps, double l1,
                         double l2, const at::Tensor& lo, const at::Tensor& hi);
-// The maxima of the windows of 2x2, and where in its plane each lies. On a CPU alone.
+// The maxima of the 2x2 windows, and the index of each in its plane. CPU only.
 std::tuple<at::Tensor, at::Tensor> max_pool(const at::Tensor& x);
 
 }  // namespace zskd::ops

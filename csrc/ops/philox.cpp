@@ -1,5 +1,6 @@
 #include <ATen/ops/empty.h>
 
+#include "math/variates.h"
 #include "ops/dispatch.h"
 #include "ops/ops.h"
 
@@ -7,7 +8,8 @@ namespace zskd::ops {
 namespace {
 
 constexpr const char* kOp = "philox";
-constexpr int64_t kStreams = int64_t{1} << 28;
+constexpr int64_t kStreams = int64_t{1} << math::kStepBits;
+constexpr int64_t kCounts = int64_t{math::kVariatesPerBlock} << 32;  // the index of a block has 32 bits
 constexpr Backends<PhiloxParams> kBackends = ZSKD_BACKENDS(philox);
 
 Distribution parse_distribution(const std::string& distribution) {
@@ -22,7 +24,7 @@ at::Tensor philox(const at::Tensor& ids, int64_t count, int64_t seed, int64_t st
                   at::ScalarType dtype) {
   check_ids(kOp, ids);
   check_backend(kOp, "ids", ids);
-  ZSKD_CHECK(count >= 0 && count < (int64_t{1} << 34), kOp, ": count is ", count, ", wanted 0 to 2^34 - 1");
+  ZSKD_CHECK(count >= 0 && count < kCounts, kOp, ": count is ", count, ", wanted 0 to 2^34 - 1");
   ZSKD_CHECK(seed >= 0, kOp, ": seed is ", seed, ", wanted 0 or more");
   ZSKD_CHECK(stream >= 0 && stream < kStreams, kOp, ": stream is ", stream, ", wanted 0 to 2^28 - 1");
   ZSKD_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble, kOp, ": dtype is ", dtype,

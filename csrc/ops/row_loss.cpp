@@ -47,13 +47,13 @@ at::Tensor gradient_buffer(const RowLoss& names, const at::Tensor& a, bool with_
   return *grad_out;
 }
 
-// The other matrix in a dtype that the kernels read beside that of the logits.
+// `b` in a dtype that the kernels accept for logits `a`: that of `a`, or float32 if `a` is a 16-bit float.
 at::Tensor readable_beside(const at::Tensor& b, const at::Tensor& a) {
   const bool readable = b.scalar_type() == a.scalar_type() || b.scalar_type() == accumulate_type(a.scalar_type());
   return with_dense_rows(readable ? b : b.to(accumulate_type(a.scalar_type())));
 }
 
-// Queued, not waited for. Torch's sum on a CUDA device adds in a fixed order.
+// Queued on the stream, without waiting. On a CUDA device at::sum adds in a fixed order.
 at::Tensor reduce_on_device(const at::Tensor& losses, Reduction reduction) {
   const at::Tensor sum = at::sum(losses, at::kDouble);
   const at::Tensor value = reduction == Reduction::mean ? sum.div(losses.size(0)) : sum;

@@ -1,4 +1,4 @@
-// The host side of the two row losses, which differ in names and formulas alone.
+// The host function of both row losses, which differ only in their names and formulas.
 #pragma once
 
 #include "ops/dispatch.h"
@@ -9,8 +9,8 @@ namespace zskd::ops {
 struct RowLoss {
   const char* op;
   const char* a;          // name of the logits argument
-  const char* b;          // name of the other
-  const char* mean_name;  // "mean" or "batchmean"
+  const char* b;          // name of the argument with the targets or the teacher's logits
+  const char* mean_name;  // name of the reduction to the mean: "mean" or "batchmean"
   Backends<RowLossParams> backends;
 };
 

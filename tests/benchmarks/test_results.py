@@ -1,108 +1,148 @@
-"""The results file, the figures drawn from it, and one benchmark run for real."""
+"""The results file, the tables and plots of it, and two benchmarks from measurement to row."""
 
 import csv
-import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from benchmarks.lookup import Lookup, growth_exponent, lookups
-from benchmarks.measure import Measurement, Session
-from benchmarks.results import Key, Row, read_rows, upsert
-from benchmarks.traffic import bytes_moved
-from zskd_fast import ops
+pd = pytest.importorskip("pandas", reason="the benchmarks need the extra `bench`")
+pytest.importorskip("matplotlib", reason="the benchmarks need the extra `bench`")
+
+from benchmarks import plots, report, tables  # noqa: E402
+from benchmarks.figures import FIGURES, figures_table  # noqa: E402
+from benchmarks.measure import Key, Measurement, Session  # noqa: E402
+from benchmarks.results import (  # noqa: E402
+    COLUMNS,
+    KEY,
+    RESULTS,
+    as_rows,
+    growth_exponent,
+    machines,
+    read_rows,
+    times_faster,
+    upsert,
+)
+from benchmarks.traffic import bytes_moved  # noqa: E402
+from zskd_fast import ops  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
-KEY = Key("soft_cross_entropy", "tau=20", "zskd_fast", "100x10", "float32", 2, "a CPU, of 2 cores", "2.13.0")
-ROW = Row(KEY, 0.25, 0.125, 0.5, 7, 100, 3.5, 0.75, 1.001, None, "abc1234")
+_KEY: dict[str, Any] = {
+    "op": "soft_cross_entropy",
+    "setting": "tau=20",
+    "provider": "zskd_fast",
+    "shape": "100x10",
+    "dtype": "float32",
+    "threads": 2,
+    "device": "a CPU, of 2 cores",
+    "torch": "2.13.0",
+}
+_VALUES: dict[str, Any] = {
+    "median_s": 0.25,
+    "p20_s": 0.125,
+    "p80_s": 0.5,
+    "rounds": 7,
+    "items": 100,
+    "gb_per_s": 3.5,
+    "copy_share": 0.75,
+    "traffic": 1.001,
+    "peak_mb": None,
+    "commit": "1234567",
+}
 
 
-def _row(median, **changes):
-    return dataclasses.replace(ROW, key=dataclasses.replace(KEY, **changes), median_s=median)
+def _rows(*changes: dict[str, Any]) -> Any:
+    return as_rows([_KEY | _VALUES | each for each in changes])
+
+
+def _key(**changes: Any) -> Key:
+    return tuple((_KEY | changes)[name] for name in KEY)
 
 
 # ------------------------------------------------------------------------------------------- the results file
 
 
-def test_a_row_comes_back_as_it_was_written(tmp_path):
-    upsert([ROW], tmp_path / "r.csv")
-    assert read_rows(tmp_path / "r.csv") == {KEY: ROW}
-    assert read_rows(tmp_path / "none.csv") == {}
+def test_a_row_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    upsert(_rows({"setting": ""}), tmp_path / "r.csv")
+    pd.testing.assert_frame_equal(read_rows(tmp_path / "r.csv"), _rows({"setting": ""}))
+    assert read_rows(tmp_path / "none.csv").empty
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Key)])
-def test_a_new_measurement_replaces_its_own_row_alone(field, tmp_path):
+def test_the_committed_file_is_in_the_form_that_is_written(tmp_path: Path) -> None:
+    """An update changes its own rows alone: no other cell, no order."""
     path = tmp_path / "r.csv"
-    other = _row(1.0, **{field: 1 if field == "threads" else "another"})
-    upsert([ROW, other], path)
-    newer = dataclasses.replace(ROW, median_s=0.5, commit="def5678")
-    upsert([newer], path)
-    assert read_rows(path) == {KEY: newer, other.key: other}
+    upsert(read_rows(RESULTS).sample(frac=1, random_state=0), path)
+    assert path.read_bytes() == RESULTS.read_bytes()
 
 
-def test_the_order_of_the_file_does_not_depend_on_the_order_of_the_runs(tmp_path):
-    rows = [
-        _row(1.0, shape=shape, threads=threads)
-        for shape in ("100x10", "4096x32000", "65536x10")
-        for threads in (1, 2)
-    ]
-    upsert(rows, tmp_path / "a.csv")
-    for row in reversed(rows):
-        upsert([row], tmp_path / "b.csv")
+@pytest.mark.parametrize("field", KEY)
+def test_a_new_measurement_replaces_its_own_row_alone(field: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    other = {field: 1 if field == "threads" else "another"}
+    upsert(_rows({}, other), path)
+    upsert(_rows({"median_s": 0.5, "commit": "def5678"}), path)
+    rows = read_rows(path)
+    assert len(rows) == 2
+    is_other = rows[field] == other[field]
+    assert list(rows[is_other]["commit"]) == ["1234567"]
+    assert list(rows[~is_other]["commit"]) == ["def5678"]
+    assert list(rows[~is_other]["median_s"]) == [0.5]
+
+
+def test_the_order_of_the_file_does_not_depend_on_the_order_of_the_runs(tmp_path: Path) -> None:
+    shapes = ["100x10", "4096x32000", "65536x10"]
+    cases = [{"shape": shape, "threads": threads} for shape in shapes for threads in (1, 2)]
+    upsert(_rows(*cases), tmp_path / "a.csv")
+    for case in reversed(cases):
+        upsert(_rows(case), tmp_path / "b.csv")
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
-    assert [row.key.shape for row in read_rows(tmp_path / "a.csv").values()][::2] == [
-        "100x10",
-        "4096x32000",
-        "65536x10",
-    ]
+    assert list(read_rows(tmp_path / "a.csv")["shape"])[::2] == shapes
 
 
 # ---------------------------------------------------------------------------------------- from rounds to rows
 
 
-def test_a_row_has_the_median_of_all_turns_and_the_share_of_the_copy_with_as_many_threads():
+def test_a_row_has_the_median_of_all_turns_and_the_share_of_the_copy_with_as_many_threads() -> None:
     session = Session("cpu", 0.1)
     seconds = [1.0, 2.0, 3.0, 4.0, 100.0]
-    session.measurements[KEY] = Measurement(items=10, least_bytes=6 * 10**9, seconds=seconds)
-    copy = dataclasses.replace(KEY, op="copy", provider="torch")
-    session.measurements[copy] = Measurement(items=1, least_bytes=8 * 10**9, seconds=[1.0])
-    one_thread = dataclasses.replace(copy, threads=1)
-    earlier = {one_thread: dataclasses.replace(ROW, key=one_thread, gb_per_s=1.0)}
-    row = next(row for row in session.rows(earlier) if row.key == KEY)
-    assert (row.median_s, row.p20_s, row.rounds) == (3.0, pytest.approx(1.8), 5)
-    assert (row.gb_per_s, row.copy_share) == (2.0, 0.25)
-    assert row.items_per_s == pytest.approx(10 / 3)
+    session.measurements[_key()] = Measurement(items=10, least_bytes=6 * 10**9, seconds=seconds)
+    copy = {"op": "copy", "provider": "torch"}
+    session.measurements[_key(**copy)] = Measurement(items=1, least_bytes=8 * 10**9, seconds=[1.0])
+    session.measurements[_key(op="none")] = Measurement(items=1)
+    rows = session.rows(_rows(copy | {"threads": 1, "gb_per_s": 1.0}, copy | {"gb_per_s": 1.0}))
+    assert list(rows.columns) == list(COLUMNS)
+    assert list(rows["op"]) == ["soft_cross_entropy", "copy"], "without a round there is no row"
+    row = rows.iloc[0]
+    assert (row["median_s"], row["p20_s"], row["rounds"]) == (3.0, pytest.approx(1.8), 5)
+    assert (row["gb_per_s"], row["copy_share"], row["items"]) == (2.0, 0.25, 10)
 
 
-def test_an_earlier_copy_bandwidth_serves_when_none_was_measured_now():
+def test_an_earlier_copy_bandwidth_serves_when_none_was_measured_now() -> None:
     session = Session("cpu", 0.1)
-    session.measurements[KEY] = Measurement(items=1, least_bytes=10**9, seconds=[1.0])
-    assert session.rows({})[0].copy_share is None
-    copy = dataclasses.replace(KEY, op="copy", provider="torch")
-    assert session.rows({copy: dataclasses.replace(ROW, key=copy, gb_per_s=4.0)})[0].copy_share == 0.25
+    session.measurements[_key()] = Measurement(items=1, least_bytes=10**9, seconds=[1.0])
+    assert session.rows(_rows())["copy_share"].isna().all()
+    assert session.rows(_rows({"op": "copy", "gb_per_s": 4.0}))["copy_share"].tolist() == [0.25]
 
 
-def test_the_fitted_exponent_is_that_of_the_power_law():
-    rows = [_row(3e-4 * size**1.5, shape=str(size)) for size in (100, 1000, 5000, 64000)]
+def test_the_fitted_exponent_is_that_of_the_power_law() -> None:
+    rows = _rows(*({"median_s": 3e-4 * size**1.5, "shape": str(size)} for size in (100, 1000, 5000, 64000)))
     assert growth_exponent(rows, "median_s") == pytest.approx(1.5)
     assert growth_exponent(rows[:2], "median_s") is None
 
 
-def test_rows_of_another_machine_or_torch_are_kept_apart():
-    rows = [ROW, _row(1.0, threads=1), _row(2.0, torch="2.6.0"), _row(3.0, device="a GPU")]
-    found = lookups({row.key: row for row in rows})
-    assert [len(lookup.rows) for lookup in found] == [2, 1, 1]
-    assert found[0].find("soft_cross_entropy", "zskd_fast", "100x10", 2) == ROW
-    assert found[0].find("soft_cross_entropy", "zskd_fast", "100x10", 4) is None
+def test_rows_of_another_machine_or_torch_are_kept_apart() -> None:
+    found = machines(_rows({"device": "a GPU"}, {}, {"threads": 1}, {"torch": "2.6.0"}))
+    assert [len(rows) for rows in found] == [2, 1, 1]
+    assert set(found[0]["threads"]) == {1, 2}
 
 
 # ------------------------------------------------------------------------------------------------ bytes moved
 
 
-def test_counts_what_each_op_reads_and_writes():
+def test_counts_what_each_op_reads_and_writes() -> None:
     x = torch.ones(1000)
     assert bytes_moved(lambda: x + 1) == 2 * 4000
     assert bytes_moved(lambda: x.view(10, 100).t()) == 0
@@ -111,14 +151,14 @@ def test_counts_what_each_op_reads_and_writes():
     assert bytes_moved(lambda: torch.empty(1000)) == 0
 
 
-def test_counts_the_backward_pass():
+def test_counts_the_backward_pass() -> None:
     x = torch.ones(1000, requires_grad=True)
     forward = bytes_moved(lambda: x.exp())
     both = bytes_moved(lambda: torch.autograd.grad(x.exp(), x, torch.ones(1000)))
     assert both - forward >= 3 * 4000  # the output and its gradient are read, the gradient of x is written
 
 
-def test_the_loss_with_a_reused_buffer_moves_no_more_than_it_must():
+def test_the_loss_with_a_reused_buffer_moves_no_more_than_it_must() -> None:
     logits, target = torch.randn(500, 20), torch.rand(500, 20)
     buffer = torch.empty_like(logits)
     moved = bytes_moved(lambda: ops.soft_cross_entropy_value_and_grad(logits, target, 20.0, out=buffer))
@@ -128,75 +168,88 @@ def test_the_loss_with_a_reused_buffer_moves_no_more_than_it_must():
 # -------------------------------------------------------------------------------------------- tables and plots
 
 
-def _measured(ratio):
-    """Rows by which the first figure, against F.cross_entropy, comes out as ``ratio``."""
-    ours = _row(1.0, shape="65536x10")
-    return Lookup("a CPU", "2.13", [ours, _row(ratio, shape="65536x10", provider="F.cross_entropy")])
+def _measured(ratio: float) -> list[dict[str, Any]]:
+    """Rows with which the first figure, against F.cross_entropy, is ``ratio``."""
+    case = {"shape": "65536x10"}
+    return [case | {"median_s": 1.0}, case | {"median_s": ratio, "provider": "F.cross_entropy"}]
 
 
-def test_a_figure_says_plainly_whether_it_was_reached():
-    from benchmarks.tables import figures_table
-
-    first = figures_table(_measured(7.0)).splitlines()[2]
+def test_a_figure_states_whether_it_reaches_its_target() -> None:
+    first = figures_table(_rows(*_measured(7.0))).splitlines()[2]
     assert "| 6.0x | 7.0x, reached |" in first
-    first, second = figures_table(_measured(5.0)).splitlines()[2:4]
+    first, second = figures_table(_rows(*_measured(5.0))).splitlines()[2:4]
     assert "| 6.0x | 5.0x, **not reached** |" in first
     assert "not measured" in second
 
 
-def test_against_several_the_fastest_counts_and_over_several_shapes_the_worst():
-    from benchmarks.figures import FIGURES, times_faster
+def test_the_share_of_the_copy_is_a_figure_too() -> None:
+    rows = _rows({"shape": "65536x1000", "provider": "zskd_fast, out="})
+    (line,) = [line for line in figures_table(rows).splitlines() if "copy bandwidth" in line]
+    assert line.endswith("| 80% | 75%, **not reached** |")
 
-    rows = [_row(1.0), _row(5.0, provider="a"), _row(3.0, provider="b")]
-    assert times_faster(Lookup("a CPU", "2.13", rows), KEY.op, ["a", "b"], KEY.shape, 2) == 3.0
+
+def test_against_several_the_fastest_counts_and_over_several_shapes_the_worst() -> None:
+    peers = [{"median_s": 5.0, "provider": "a"}, {"median_s": 3.0, "provider": "b"}]
+    rows = _rows({"median_s": 1.0}, *peers)
+    assert times_faster(rows, "soft_cross_entropy", ["a", "b"], "100x10", 2) == 3.0
+    assert times_faster(rows, "soft_cross_entropy", ["a", "c"], "100x10", 2) is None
     shapes = {"65536x10": 3.0, "65536x100": 1.2, "65536x1000": 2.0}
-    rows = [_row(1.0, shape=shape) for shape in shapes]
-    rows += [_row(ratio, shape=shape, provider="torch.compile") for shape, ratio in shapes.items()]
+    ours = [{"median_s": 1.0, "shape": shape} for shape in shapes]
+    theirs = [{"median_s": ratio, "shape": shape, "provider": "torch.compile"} for shape, ratio in shapes.items()]
     figure = next(figure for figure in FIGURES if "torch.compile" in figure.name)
-    assert figure.measured(Lookup("a CPU", "2.13", rows), 2) == pytest.approx(1.2)
+    assert figure.measured(_rows(*ours, *theirs), 2) == pytest.approx(1.2)
 
 
-def test_processes_are_compared_with_one_that_did_the_same():
-    from benchmarks.tables import sections
+def test_an_op_has_a_line_per_case_and_a_column_per_provider() -> None:
+    theirs = {"provider": "F.cross_entropy", "copy_share": None, "median_s": 0.5}
+    lines = tables.sections(_rows({}, theirs, {"threads": 1, "median_s": 2e-4, "copy_share": None})).splitlines()
+    assert "| shape | setting | threads | zskd_fast | F.cross_entropy |" in lines
+    assert "| 100x10 | tau=20 | 2 | 250 ms (75% of copy) | 500 ms (2.0x) |" in lines
+    assert "| 100x10 | tau=20 | 1 | 200 us |  |" in lines
 
+
+def test_processes_are_compared_with_one_that_did_the_same() -> None:
     seconds = {
         "1 process": 2.0,
         "2 processes": 1.25,
         "1 process, no store": 1.5,
         "2 processes, no store": 0.75,
     }
-    rows = [_row(median, op="scaling", provider=provider) for provider, median in seconds.items()]
-    lines = sections(Lookup("a CPU", "2.13", rows)).splitlines()
+    each = [{"op": "scaling", "provider": name, "median_s": median} for name, median in seconds.items()]
+    lines = tables.sections(_rows(*each)).splitlines()
     assert "| 2 processes | 80 | 1.60x | 0.125 to 0.5 |" in lines
     assert "| 2 processes, no store | 133 | 2.00x | 0.125 to 0.5 |" in lines
 
 
-def test_only_the_marked_place_is_redrawn(tmp_path):
-    pytest.importorskip("matplotlib", reason="the plots need the extra `bench`")
-    from benchmarks.report import fill
+def test_teachers_are_compared_with_the_frozen_one() -> None:
+    each = {"frozen": 1.0, "batch 25": 0.5}
+    rows = _rows(*({"op": "teacher", "setting": "LeNet-5", "provider": name, "median_s": median}
+                   for name, median in each.items()))  # fmt: skip
+    lines = tables.sections(rows).splitlines()
+    assert "| option | LeNet-5, images/s |" in lines
+    assert "| batch 25 | 200 (2.00x) |" in lines
 
+
+def test_only_the_marked_place_is_redrawn(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
     path.write_text("before\n<!-- benchmarks -->\nold\n<!-- /benchmarks -->\nafter\n")
     for text in ("new", "newer"):
-        fill(path, text)
+        report.fill(path, text)
         assert path.read_text() == f"before\n<!-- benchmarks -->\n\n{text}\n\n<!-- /benchmarks -->\nafter\n"
     path.write_text("no marks")
-    with pytest.raises(ValueError, match="must hold <!-- benchmarks -->"):
-        fill(path, "new")
+    with pytest.raises(ValueError, match=r"README\.md must hold <!-- benchmarks -->"):
+        report.fill(path, "new")
     assert path.read_text() == "no marks"
 
 
-def test_the_same_rows_give_the_same_plots(tmp_path):
-    pytest.importorskip("matplotlib", reason="the plots need the extra `bench`")
-    from benchmarks.plots import draw_plots
-
+def test_the_same_rows_give_the_same_plots(tmp_path: Path) -> None:
     growth = [
-        dataclasses.replace(_row(size / 1e4, op="growth with impressions", shape=str(size)), peak_mb=400.0)
+        {"op": "growth with impressions", "shape": str(size), "median_s": size / 1e4, "peak_mb": 400.0}
         for size in (1000, 4000, 16000)
     ]
-    lookup = Lookup("a CPU", "2.13", [*_measured(5.0).rows, *growth])
-    first = {path.name: path.read_bytes() for path in draw_plots(lookup, tmp_path / "a")}
-    again = {path.name: path.read_bytes() for path in draw_plots(lookup, tmp_path / "b")}
+    rows = _rows(*_measured(5.0), *growth)
+    first = {path.name: path.read_bytes() for path in plots.draw_plots(rows, tmp_path / "a")}
+    again = {path.name: path.read_bytes() for path in plots.draw_plots(rows, tmp_path / "b")}
     assert first.keys() == {"speed.svg", "growth.svg"}
     assert first == again
     assert b"seconds ~ impressions^1.00" in first["growth.svg"]
@@ -206,20 +259,12 @@ def test_the_same_rows_give_the_same_plots(tmp_path):
 # ----------------------------------------------------------------------------------------- a benchmark, really
 
 
-def test_a_benchmark_checks_times_and_writes_its_rows(tmp_path):
+def test_a_benchmark_checks_times_and_writes_its_rows(tmp_path: Path) -> None:
     pytest.importorskip("pytest_benchmark", reason="the benchmarks need the extra `bench`")
     path = tmp_path / "results.csv"
-    words = [
-        "benchmarks/bench_copy.py",
-        "benchmarks/bench_impression_update.py",
-        "--quick",
-        "--results",
-        path,
-    ]
-    words += ["-q", "-p", "no:cacheprovider", "-k", "not compile"]
-    subprocess.run(
-        [sys.executable, "-m", "pytest", *map(str, words)], cwd=ROOT, check=True, stdout=subprocess.PIPE
-    )
+    words = [f"benchmarks/ops/bench_{name}.py" for name in ("copy", "impression_update")]
+    words += ["--quick", "--results", str(path), "-q", "-p", "no:cacheprovider", "-k", "not compile"]
+    subprocess.run([sys.executable, "-m", "pytest", *words], cwd=ROOT, check=True, stdout=subprocess.PIPE)
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["provider"] for row in rows if row["op"] == "impression_update_"] == [

@@ -5,30 +5,30 @@ from zskd_fast.config.input_spec import InputSpec
 from zskd_fast.errors import InputError
 
 
-def test_normalises_each_channel_by_its_own_mean_and_std():
+def test_normalizes_each_channel_by_its_own_mean_and_std():
     spec = InputSpec(shape=(2, 3, 3), mean=(1.0, 2.0), std=(2.0, 4.0))
     x = torch.randn(5, 2, 3, 3)
     expected = torch.stack([(x[:, 0] - 1) / 2, (x[:, 1] - 2) / 4], dim=1)
-    assert torch.equal(spec.normalise(x), expected)
+    assert torch.equal(spec.normalize(x), expected)
 
 
-def test_one_mean_serves_every_channel_of_any_rank():
+def test_one_mean_is_used_for_every_channel_of_any_rank():
     for shape in [(6,), (3, 5), (3, 4, 4), (2, 3, 4, 5)]:
         x = torch.randn(2, *shape)
-        assert torch.equal(InputSpec(shape, mean=(0.5,), std=(0.25,)).normalise(x), (x - 0.5) / 0.25)
+        assert torch.equal(InputSpec(shape, mean=(0.5,), std=(0.25,)).normalize(x), (x - 0.5) / 0.25)
 
 
-def test_without_mean_the_teacher_sees_the_raw_values():
+def test_without_a_mean_the_raw_values_are_returned():
     x = torch.randn(2, 4)
-    assert InputSpec(shape=(4,)).normalise(x) is x
+    assert InputSpec(shape=(4,)).normalize(x) is x
 
 
-def test_normalising_in_inference_mode_first_leaves_later_gradients_intact():
+def test_normalizing_in_inference_mode_first_keeps_later_gradients():
     spec = InputSpec(shape=(1, 2, 2), mean=(0.123,), std=(0.5,))
     with torch.inference_mode():
-        spec.normalise(torch.zeros(1, 1, 2, 2))
+        spec.normalize(torch.zeros(1, 1, 2, 2))
     x = torch.zeros(1, 1, 2, 2, requires_grad=True)
-    spec.normalise(x).sum().backward()
+    spec.normalize(x).sum().backward()
     assert torch.equal(x.grad, torch.full_like(x, 2.0))
 
 
@@ -48,6 +48,6 @@ def test_normalising_in_inference_mode_first_leaves_later_gradients_intact():
         ({"shape": (3,), "mean": (float("nan"),), "std": (1.0,)}, "finite"),
     ],
 )
-def test_refuses_what_cannot_describe_an_input(fields, message):
+def test_fields_that_cannot_describe_an_input_are_refused(fields, message):
     with pytest.raises(InputError, match=message):
         InputSpec(**fields)

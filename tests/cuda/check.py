@@ -1,9 +1,10 @@
-"""Builds the package with its CUDA backend into the interpreter's own environment, and tests what was installed.
+"""Build the package with its CUDA backend, install it into the environment of this interpreter and test it.
 
-    python tests/cuda/check.py cpu      what a machine without a GPU can tell: the build, and every test of the CPU
-    python tests/cuda/check.py device   what only a device can tell
+    python tests/cuda/check.py cpu      everything that needs no GPU: the build, all tests and the compiler's figures
+    python tests/cuda/check.py device   the tests that need a GPU
 
-TORCH_CUDA_ARCH_LIST picks the architectures. The tests run on a copy of tests/ without the source tree beside it.
+TORCH_CUDA_ARCH_LIST chooses the architectures. The tests run in a copy of the clone without the folder zskd_fast, so
+that they import the installed package.
 """
 
 import os
@@ -15,39 +16,26 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-# Wheel and build folders stay out of the copy; the package's own extension would be that of another environment.
-LEFT_OUT = shutil.ignore_patterns(
-    ".*", "build", "dist", "*.egg-info", "*.so", "__pycache__", "_built_for_torch.txt"
-)
+# Not copied: build folders, and the extension module, which is built for another environment.
+LEFT_OUT = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "*.so", "__pycache__", "_built_for_torch.txt")
 FIGURES_FOR = ["75", "80", "86", "89", "90", "100", "120"]
 
 
 def run(*command: object, cwd: Path = ROOT, **environment: str) -> None:
     print(f"$ {' '.join(map(str, command))}", flush=True)
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        [str(word) for word in command], cwd=cwd, env={**os.environ, "PATH": path, **environment}
-    )
+    done = subprocess.run([str(word) for word in command], cwd=cwd, env={**os.environ, "PATH": path, **environment})
     if done.returncode:
         sys.exit(done.returncode)
 
 
 def install(source: Path) -> None:
-    """Into the environment of this interpreter, from a copy: the build folder of the clone is another environment's."""
+    """Install from a copy of the clone: first with the dependencies, then once more to be sure that it is rebuilt."""
     extras = f"{source}[report,test]"
     run(sys.executable, "-m", "pip", "install", "-q", "--no-build-isolation", extras, ZSKD_CUDA="1")
     reinstall = ["--force-reinstall", "--no-deps"]
-    run(
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "-v",
-        "--no-build-isolation",
-        *reinstall,
-        source,
-        ZSKD_CUDA="1",
-    )
+    verbose = [sys.executable, "-m", "pip", "install", "-v", "--no-build-isolation"]
+    run(*verbose, *reinstall, source, ZSKD_CUDA="1")
 
 
 def check_cpu(copy: Path) -> None:
@@ -75,7 +63,7 @@ def main() -> None:
         copy = Path(folder, "zskd_fast")
         shutil.copytree(ROOT, copy, ignore=LEFT_OUT)
         install(copy)
-        shutil.rmtree(copy / "zskd_fast")  # what is tested is what was installed
+        shutil.rmtree(copy / "zskd_fast")  # so that the tests import the installed package
         checks[sys.argv[1]](copy)
 
 

@@ -1,9 +1,9 @@
-"""What the compiler made of the kernels: registers, spills, shared memory, occupancy and 128-bit instructions.
+"""Figures of the compiled kernels: registers, spills, shared memory, occupancy and 128-bit instructions.
 
     python tests/cuda/figures.py [--arch 80 90] [--write]
 
-Prints a table and compares it with budget.json beside this file; --write makes that file from what was found.
-Needs nvcc; the instructions are counted where cuobjdump is found, in PATH or in an installed triton.
+Prints a table and compares it with budget.json in this folder; --write replaces that file by the figures found.
+Needs nvcc. The instructions are counted if cuobjdump is found, in PATH or in an installed triton.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 BUDGET = Path(__file__).with_name("budget.json")
-BUDGET_ARCH = 90  # the one that the budget is kept for; on the others nothing may spill
+BUDGET_ARCH = 90  # the architecture of the budget; on the others no kernel may spill
 FLAGS = ["-std=c++20", "-O3", "--fmad=false", "-diag-suppress=1675", f"-I{ROOT / 'csrc'}"]
 THREADS = {"register_rows": 128, "long_rows": 256, "short_rows": 128, "fill": 256, "update": 256}
 THREADS_OF = {("dirichlet", "long_rows"): 128}
@@ -56,7 +56,7 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one kernel on one architecture; the instructions are -1 where nothing counted them."""
+    """Figures of one kernel on one architecture. wide_loads and wide_stores are -1 if they were not counted."""
 
     kernel: str
     arch: int
@@ -69,16 +69,14 @@ class Figures:
 
     @property
     def occupancy(self) -> float:
-        """Threads that a multiprocessor holds, of those that it could."""
+        """Threads that a multiprocessor holds, as a fraction of its limit."""
         device, warps = DEVICES[self.arch], self.threads // 32
         registers_a_warp = -(-self.registers * 32 // 256) * 256
         reserved = 1024 if self.arch >= 80 else 0
         by_registers = 65536 // (registers_a_warp * warps)
         by_shared = device.shared_kib * 1024 // max(1, self.shared + reserved)
         return (
-            min(device.threads // self.threads, device.blocks, by_registers, by_shared)
-            * self.threads
-            / device.threads
+            min(device.threads // self.threads, device.blocks, by_registers, by_shared) * self.threads / device.threads
         )
 
 
@@ -89,23 +87,20 @@ def find_nvcc() -> str | None:
 
 def find_cuobjdump() -> str | None:
     triton = importlib.util.find_spec("triton")
-    beside = f"{Path(triton.origin).parent}/backends/nvidia/bin" if triton else None
+    beside = f"{Path(triton.origin).parent}/backends/nvidia/bin" if triton and triton.origin else None
     return shutil.which("cuobjdump") or (shutil.which("cuobjdump", path=beside) if beside else None)
 
 
 def compile_kernels(arch: int) -> list[Figures]:
-    """Figures of every kernel, two files at a time. Raises CalledProcessError where nvcc fails."""
+    """Compile all kernels and return their figures. Raises CalledProcessError if nvcc fails."""
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
-        return [
-            figures
-            for of_file in pool.map(lambda k: _of_file(k, arch, folder), KERNELS)
-            for figures in of_file
-        ]
+        return [figures for of_file in pool.map(lambda k: _of_file(k, arch, folder), KERNELS) for figures in of_file]
 
 
 def _of_file(source: Path, arch: int, folder: str) -> list[Figures]:
     cubin = f"{folder}/{source.stem}.{arch}.cubin"
-    command = [find_nvcc(), *FLAGS, "-cubin", f"-arch=sm_{arch}", "-Xptxas", "-v", str(source), "-o", cubin]
+    target = ["-cubin", f"-arch=sm_{arch}", "-Xptxas", "-v", str(source), "-o", cubin]
+    command = [find_nvcc() or "nvcc", *FLAGS, *target]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.stderr.write(done.stderr)
@@ -132,7 +127,7 @@ def _figures(op: str, arch: int, entry: re.Match, sass: dict[str, str]) -> Figur
 
 
 def _instructions(cubin: str) -> dict[str, str]:
-    """Assembly of each kernel by its symbol; nothing without cuobjdump."""
+    """Return the assembly of each kernel by its symbol; empty without cuobjdump."""
     tool = find_cuobjdump()
     if tool is None:
         return {}
@@ -142,7 +137,7 @@ def _instructions(cubin: str) -> dict[str, str]:
 
 
 def _readable(symbol: str) -> str:
-    """register_rows<float, float, 4, 1>, say: without namespaces, op and parameters."""
+    """Return the name of a kernel without namespaces, op and parameters: register_rows<float, float, 4, 1>."""
     name = subprocess.run(["c++filt", symbol], capture_output=True, text=True, check=True).stdout.strip()
     name = re.sub(
         r"zskd::|cuda::|math::|\(anonymous namespace\)::|^void |SoftCrossEntropy, |DistillationLoss, ",
@@ -167,14 +162,12 @@ def table(rows: list[Figures]) -> str:
 
 
 def over_budget(rows: list[Figures]) -> list[str]:
-    """What is wrong, in sentences: a spill on any architecture, or more than the budget on its own."""
+    """Return one sentence per fault: a spill on any architecture, or figures over the budget on BUDGET_ARCH."""
     wrong = [f"{r.kernel} on sm_{r.arch} spills {r.spilled} bytes" for r in rows if r.spilled]
     budget = json.loads(BUDGET.read_text())
     on_budget = {r.kernel: r for r in rows if r.arch == BUDGET_ARCH}
     if on_budget and on_budget.keys() != budget.keys():
-        wrong.append(
-            f"kernels with a figure or a budget, but not both: {sorted(on_budget.keys() ^ budget.keys())}"
-        )
+        wrong.append(f"kernels with a figure or a budget, but not both: {sorted(on_budget.keys() ^ budget.keys())}")
     for kernel in on_budget.keys() & budget.keys():
         wrong += _over(on_budget[kernel], budget[kernel])
     return wrong
@@ -187,9 +180,7 @@ def _over(found: Figures, allowed: dict[str, int]) -> list[str]:
             wrong.append(f"{found.kernel}: {name} {getattr(found, name)}, the budget is {allowed[name]}")
     for name in ("wide_loads", "wide_stores"):
         if 0 <= getattr(found, name) < allowed[name]:
-            wrong.append(
-                f"{found.kernel}: {name} {getattr(found, name)}, the budget asks for {allowed[name]}"
-            )
+            wrong.append(f"{found.kernel}: {name} {getattr(found, name)}, the budget asks for {allowed[name]}")
     return wrong
 
 
@@ -206,7 +197,7 @@ def write_budget(rows: list[Figures]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", type=int, nargs="+", choices=DEVICES, default=[BUDGET_ARCH])
-    parser.add_argument("--write", action="store_true", help="make the budget from what is found")
+    parser.add_argument("--write", action="store_true", help="replace the budget by the figures found")
     arguments = parser.parse_args()
     if find_nvcc() is None:
         print("no nvcc in PATH or CUDA_HOME")

@@ -1,4 +1,4 @@
-"""The CUDA kernels through nvcc, without a GPU: they compile, spill nothing and keep to the budget of registers."""
+"""The CUDA kernels compiled by nvcc, without a GPU: no spills, and figures within the budget."""
 
 import importlib.util
 import json
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 def _load_figures():
     spec = importlib.util.spec_from_file_location("figures", ROOT / "tests" / "cuda" / "figures.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules["figures"] = module  # dataclasses look their module up
+    sys.modules["figures"] = module  # dataclasses look up their module
     spec.loader.exec_module(module)
     return module
 
@@ -39,7 +39,7 @@ def of_kernel(**changed) -> "figures.Figures":
     return figures.Figures(**{**facts, **changed})
 
 
-def test_the_kernels_compile_and_keep_to_the_budget(capsys):
+def test_kernels_compile_within_the_budget(capsys):
     if figures.find_nvcc() is None:
         pytest.skip("no nvcc in PATH or CUDA_HOME, so the kernels cannot be compiled for a device")
     rows = figures.compile_kernels(figures.BUDGET_ARCH)
@@ -49,8 +49,8 @@ def test_the_kernels_compile_and_keep_to_the_budget(capsys):
 
 
 @pytest.mark.parametrize("op", ["dirichlet", "philox"])
-def test_a_draw_is_made_of_exactly_rounded_instructions_alone(op, tmp_path):
-    """What the same bits on every device rest on: .rn rounds as IEEE says, and ptxas fuses no two of them."""
+def test_draws_use_only_correctly_rounded_instructions(op, tmp_path):
+    """Equal bits on all devices rest on this: .rn rounds as IEEE demands, and ptxas does not fuse .rn instructions."""
     if figures.find_nvcc() is None:
         pytest.skip("no nvcc in PATH or CUDA_HOME, so there is no PTX to look at")
     source, ptx = ROOT / "csrc" / "cuda" / f"{op}_cuda.cu", tmp_path / "out.ptx"
@@ -61,7 +61,7 @@ def test_a_draw_is_made_of_exactly_rounded_instructions_alone(op, tmp_path):
     widening = ("cvt", "")
     rounding = {(name, how) for name, how in arithmetic if name not in moving} - {widening}
     assert {"add", "mul", "fma", "div", "sqrt"} <= {name for name, _ in rounding}
-    # cvt names the type that it rounds to before the one that it rounds from.
+    # cvt names the target type before the source type.
     assert all(how in (".rn", ".rn.f16", ".rn.bf16") for _, how in rounding), rounding
 
 
@@ -81,7 +81,7 @@ def test_a_draw_is_made_of_exactly_rounded_instructions_alone(op, tmp_path):
     ],
     ids=lambda value: "+".join(value) or "same" if isinstance(value, dict) else "",
 )
-def test_what_is_over_the_budget_is_named(changed, complaint, tmp_path, monkeypatch):
+def test_message_for_a_kernel_over_the_budget(changed, complaint, tmp_path, monkeypatch):
     budget = tmp_path / "budget.json"
     limits = {"registers": 32, "shared": 0, "wide_loads": 2, "wide_stores": 1}
     budget.write_text(json.dumps({"op kernel": limits}))
@@ -93,9 +93,9 @@ def test_what_is_over_the_budget_is_named(changed, complaint, tmp_path, monkeypa
     ("changed", "arch", "occupancy"),
     [
         ({}, 90, 1.0),
-        ({"registers": 33}, 90, 0.75),  # 40 a thread: six blocks of 256
+        ({"registers": 33}, 90, 0.75),  # allocated as 40 per thread: six blocks of 256
         ({"registers": 168, "threads": 128}, 80, 0.1875),
-        ({"shared": 48 * 1024}, 90, 0.5),  # four blocks with the kilobyte that each takes
+        ({"shared": 48 * 1024}, 90, 0.5),  # four blocks, with the reserved kilobyte per block
         ({"threads": 128}, 75, 1.0),
         ({"threads": 256}, 86, 1.0),
     ],
@@ -108,16 +108,8 @@ def test_occupancy_follows_from_registers_and_shared_memory(changed, arch, occup
 
 
 def configure(tmp_path: Path, choice: str, **environment: str) -> subprocess.CompletedProcess:
-    command = [
-        "cmake",
-        "-S",
-        str(ROOT),
-        "-B",
-        str(tmp_path),
-        "-G",
-        "Ninja",
-        f"-DPython_EXECUTABLE={sys.executable}",
-    ]
+    build = ["-S", str(ROOT), "-B", str(tmp_path), "-G", "Ninja"]
+    command = ["cmake", *build, f"-DPython_EXECUTABLE={sys.executable}"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
         [*command, f"-DZSKD_CUDA={choice}"],
@@ -128,7 +120,7 @@ def configure(tmp_path: Path, choice: str, **environment: str) -> subprocess.Com
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this torch is a CUDA build")
-def test_a_cpu_build_of_torch_gets_the_cpu_backend_and_one_line_says_why(tmp_path):
+def test_cpu_build_of_torch_gives_the_cpu_backend_and_the_reason(tmp_path):
     done = configure(tmp_path, "AUTO")
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if "zskd_fast:" in line]
@@ -136,19 +128,19 @@ def test_a_cpu_build_of_torch_gets_the_cpu_backend_and_one_line_says_why(tmp_pat
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this torch is a CUDA build")
-def test_asking_for_cuda_where_it_cannot_be_is_an_error(tmp_path):
+def test_requesting_cuda_without_it_is_an_error(tmp_path):
     done = configure(tmp_path, "ON")
     assert done.returncode != 0
     assert "ZSKD_CUDA=1 asks for the CUDA backend, but torch" in " ".join(done.stderr.split())
 
 
 @pytest.mark.skipif(torch.version.cuda is None, reason="this torch is a build without CUDA")
-def test_architectures_are_torchs_list(tmp_path):
+def test_architectures_come_from_torch_cuda_arch_list(tmp_path):
     done = configure(tmp_path, "ON", TORCH_CUDA_ARCH_LIST="9.0 10.0+PTX")
     assert "for 9.0 10.0+PTX, torch for CUDA" in done.stdout, done.stderr
     done = configure(tmp_path / "bad", "ON", TORCH_CUDA_ARCH_LIST="Hopper")
     assert done.returncode != 0 and "TORCH_CUDA_ARCH_LIST has 'Hopper'" in " ".join(done.stderr.split())
 
 
-def test_forbidding_cuda_is_said_too(tmp_path):
+def test_reason_for_a_cpu_build_is_printed_if_cuda_is_disabled(tmp_path):
     assert "building the CPU backend (ZSKD_CUDA=0)" in configure(tmp_path, "OFF").stdout

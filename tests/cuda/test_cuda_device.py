@@ -1,4 +1,4 @@
-"""The ops on a CUDA device: right, repeatable, on the stream they are told, and fit for a graph. `make gpu-check`."""
+"""The ops on a CUDA device: accuracy, repeatability, streams and CUDA graphs. Run by `make gpu-check`."""
 
 import os
 import warnings
@@ -14,17 +14,17 @@ from zskd_fast.runtime import cuda_graph
 from zskd_fast.runtime.timing import PhaseTimer
 from zskd_fast.synthesis.synthesizer import Synthesizer
 
-LACKING = (
+MISSING = (
     "this build of zskd_fast has the CPU backend only"
     if not zskd_fast.build_info()["cuda"]
     else "no CUDA device is visible"
     if not torch.cuda.is_available()
     else ""
 )
-if LACKING and os.environ.get("ZSKD_NEED_DEVICE") == "1":
-    pytest.fail(f"the tests on a device cannot run: {LACKING}", pytrace=False)
-if LACKING:
-    pytest.skip(f"{LACKING}; run `make gpu-check` on a machine with a GPU", allow_module_level=True)
+if MISSING and os.environ.get("ZSKD_NEED_DEVICE") == "1":
+    pytest.fail(f"the tests on a CUDA device cannot run: {MISSING}", pytrace=False)
+if MISSING:
+    pytest.skip(f"{MISSING}; run `make gpu-check` on a machine with a GPU", allow_module_level=True)
 
 DEVICE = "cuda"
 ROW_LOSSES = ["soft_cross_entropy", "distillation_loss"]
@@ -34,11 +34,7 @@ UPDATE = dict(betas=(0.9, 0.99), eps=1e-8, l1=0.1, l2=0.2, lo=-1.0, hi=1.0)
 
 def rows_and_others(op, rows, classes, dtype=torch.float32):
     a = logits_of(rows, classes, dtype)
-    b = (
-        targets_of(rows, classes, dtype)
-        if op == "soft_cross_entropy"
-        else logits_of(rows, classes, dtype, seed=1)
-    )
+    b = targets_of(rows, classes, dtype) if op == "soft_cross_entropy" else logits_of(rows, classes, dtype, seed=1)
     return a.to(DEVICE), b.to(DEVICE)
 
 
@@ -97,7 +93,7 @@ def test_impression_update_matches_the_cpu(dtype, shape):
         state_dtype = torch.float32 if dtype.itemsize == 2 else dtype
         x, grad = (torch.randn(shape, generator=g).to(dtype).to(device) for _ in range(2))
         m, v = (torch.zeros(shape, dtype=state_dtype, device=device) for _ in range(2))
-        lo = torch.linspace(-1, 0, shape[1])  # on the CPU: the op takes it to the device
+        lo = torch.linspace(-1, 0, shape[1])  # on the CPU: the op copies it to the device
         for step in (1, 2, 3):
             ops.impression_update_(x, grad, m, v, step, lr=0.05, **{**UPDATE, "lo": lo})
         return x.cpu(), m.cpu(), v.cpu()
@@ -122,13 +118,13 @@ def every_op(seed=0):
     ]
 
 
-def test_the_same_bits_on_repeat():
+def test_repeated_calls_give_the_same_bits():
     first = every_op()
     for _ in range(5):
         assert all(torch.equal(a, b) for a, b in zip(every_op(), first, strict=True))
 
 
-def test_nothing_waits_for_the_device():
+def test_no_op_waits_for_the_device():
     a, b = rows_and_others("soft_cross_entropy", 64, 10)
     ids, moments = torch.arange(64, device=DEVICE), torch.zeros(2, 64, 10, device=DEVICE)
     torch.cuda.synchronize()
@@ -144,7 +140,7 @@ def test_nothing_waits_for_the_device():
 
 
 def test_the_current_stream_is_used():
-    """A long wait on the side stream: an op on another stream would read zeros."""
+    """The side stream waits long before it copies the input, so that an op on another stream would read zeros."""
     a, b = rows_and_others("soft_cross_entropy", 512, 1000)
     want = ops.soft_cross_entropy(a, b, 4.0)
     late = torch.zeros_like(a)
@@ -158,7 +154,7 @@ def test_the_current_stream_is_used():
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device or none is visible")
-def test_tensors_of_another_device_than_the_current_one():
+def test_tensors_on_a_device_that_is_not_the_current_one():
     other = torch.device("cuda:1")
     with torch.cuda.device(0):
         a, b = (t.to(other) for t in rows_and_others("soft_cross_entropy", 8, 10))
@@ -169,7 +165,7 @@ def test_tensors_of_another_device_than_the_current_one():
             ops.soft_cross_entropy(a, b.cuda(0), 4.0)
 
 
-def test_a_graph_replays_a_step_with_new_values():
+def test_replayed_graph_uses_the_current_step_and_learning_rate():
     a, b = rows_and_others("soft_cross_entropy", 64, 100)
     x, state = a.clone(), torch.zeros(2, 64, 100, device=DEVICE)
     step, lr = (torch.ones((), dtype=torch.float64, device=DEVICE) for _ in range(2))
@@ -200,25 +196,28 @@ def test_a_graph_replays_a_step_with_new_values():
     assert_close(replayed, x, 1e-6, "five replayed steps")
 
 
-def made_on(device, monkeypatch, *, graph: bool):
+def synthesize_on(device, monkeypatch, *, graph: bool):
     monkeypatch.setattr(cuda_graph, "WORTH_CAPTURING", 1 if graph else 10**9)
     recipe = synthesis_recipe(steps=30, batch_size=6)
     return Synthesizer(image_classifier().to(device), IMAGE, recipe, seed=1).run(range(16))
 
 
-def test_impressions_of_a_captured_step_match_those_of_an_eager_one(monkeypatch):
-    """The last batch is a short one. Start noise and targets have the CPU's bits; the rest is close to it."""
+def test_impressions_of_captured_and_eager_steps_match(monkeypatch):
+    """The last batch is shorter than the others. Targets have the bits of the CPU; the rest is close."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a step that could not be captured warns
-        replayed = made_on(DEVICE, monkeypatch, graph=True)
-    eager, cpu = made_on(DEVICE, monkeypatch, graph=False), made_on("cpu", monkeypatch, graph=False)
+        replayed = synthesize_on(DEVICE, monkeypatch, graph=True)
+    eager, cpu = (
+        synthesize_on(DEVICE, monkeypatch, graph=False),
+        synthesize_on("cpu", monkeypatch, graph=False),
+    )
     for name, tensor in replayed.tensors().items():
         assert_close(tensor, eager.tensors()[name], 1e-4, name)
         assert_close(tensor.cpu(), cpu.tensors()[name], 2e-2, name)
     assert torch.equal(replayed.target.cpu(), cpu.target)
 
 
-def test_a_step_that_waits_for_the_device_runs_without_a_graph():
+def test_step_that_waits_for_the_device_runs_without_a_graph():
     x = torch.zeros(3, device=DEVICE)
 
     def step(number, rate):
@@ -231,22 +230,20 @@ def test_a_step_that_waits_for_the_device_runs_without_a_graph():
     assert torch.equal(x.cpu(), torch.full((3,), 2.0))
 
 
-def test_an_invalid_concentration_makes_its_row_nan():
+def test_row_with_an_invalid_concentration_is_nan():
     alpha = torch.ones(5, 10, device=DEVICE)
     alpha[2, 3] = -1.0
     y = ops.dirichlet(alpha, torch.arange(5, device=DEVICE), seed=0)
     assert y[2].isnan().all() and y[[0, 1, 3, 4]].isfinite().all()
 
 
-def test_no_rows():
+def test_empty_batch():
     a = torch.empty(0, 10, device=DEVICE)
-    assert (
-        ops.soft_cross_entropy(a, a, 4.0).isnan() and ops.soft_cross_entropy(a, a, 4.0, reduction="sum") == 0
-    )
+    assert ops.soft_cross_entropy(a, a, 4.0).isnan() and ops.soft_cross_entropy(a, a, 4.0, reduction="sum") == 0
     assert ops.dirichlet(a, torch.empty(0, dtype=torch.int64, device=DEVICE), seed=0).shape == (0, 10)
 
 
-def test_more_elements_than_32_bits_count():
+def test_more_than_2_to_the_31_elements():
     rows = 2**31 // 1000 + 5
     needed = 3 * rows * 1000 * 2
     free = torch.cuda.mem_get_info()[0]
@@ -254,7 +251,5 @@ def test_more_elements_than_32_bits_count():
         pytest.skip(f"needs {1.2 * needed / 2**30:.0f} GiB of free device memory, has {free / 2**30:.0f}")
     row = logits_of(1, 1000, torch.float16).to(DEVICE)
     logits = row.repeat(rows, 1)
-    _, grad = ops.soft_cross_entropy_value_and_grad(
-        logits, row.softmax(1).expand(rows, -1), 4.0, reduction="none"
-    )
+    _, grad = ops.soft_cross_entropy_value_and_grad(logits, row.softmax(1).expand(rows, -1), 4.0, reduction="none")
     assert torch.equal(grad[-1], grad[0]) and torch.equal(grad[rows // 2], grad[0])

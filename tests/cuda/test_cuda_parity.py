@@ -1,4 +1,4 @@
-"""The CUDA kernels, run by the emulator: every op against float64 and the CPU backend, in any order of the threads."""
+"""The CUDA kernels in the emulator, in many thread orders: compared with float64 and with the CPU backend."""
 
 import math
 
@@ -29,15 +29,11 @@ def rows_of(classes: int) -> int:
 
 
 def other_of(op: str, rows: int, classes: int, dtype=torch.float32) -> torch.Tensor:
-    return (
-        targets_of(rows, classes, dtype)
-        if op == "soft_cross_entropy"
-        else logits_of(rows, classes, dtype, seed=1)
-    )
+    return targets_of(rows, classes, dtype) if op == "soft_cross_entropy" else logits_of(rows, classes, dtype, seed=1)
 
 
 def precision(dtype: torch.dtype) -> float:
-    """Allowed error of a loss, in parts of the largest: what float32 or float64 sums come to."""
+    """Allowed error of a loss relative to the largest loss, from rounding in float32 or float64 sums."""
     return 3e-14 if dtype == torch.float64 else 3e-6
 
 
@@ -52,7 +48,7 @@ def assert_row_loss(op, a, b, temperature, got, what=""):
     want_loss, want_grad = exact(op, a, b, temperature)
     precise = precision(a.dtype)
     assert loss.dtype == accumulate_dtype(a.dtype) and grad.dtype == a.dtype
-    if a.shape[1] == 1:  # both are zero but for the rounding of a 16-bit target
+    if a.shape[1] == 1:  # both are zero, except for the rounding of a 16-bit target
         assert loss.abs().max() <= 1e-6 and grad.abs().max() <= 1e-6, what
         return
     assert_close(loss, want_loss, precise, f"loss {what}")
@@ -79,13 +75,11 @@ def test_row_losses_have_the_same_bits_in_every_order(op, classes):
     want = emulated.row_loss(op, a, b, 4.0)
     for order, most_blocks in orders(8):
         got = emulated.row_loss(op, a, b, 4.0, order=order, most_blocks=most_blocks)
-        assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1]), (
-            f"order {order}, {most_blocks} blocks"
-        )
+        assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1]), f"order {order}, {most_blocks} blocks"
 
 
 def padded(matrix: torch.Tensor, before: int, more: int) -> torch.Tensor:
-    """The same values, every other row of a matrix with `more` columns, `before` of them on the left."""
+    """The same values as every second row of a matrix with `more` extra columns, `before` of them on the left."""
     rows, classes = matrix.shape
     wide = torch.full((2 * rows, classes + more), torch.nan, dtype=matrix.dtype)
     wide[::2, before : before + classes] = matrix
@@ -107,7 +101,7 @@ def test_row_losses_read_rows_at_any_distance(op, dtype, classes):
 @pytest.mark.parametrize("classes", [10, 16, 1032])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("op", ROW_LOSSES)
-def test_16_bit_logits_beside_float32(op, dtype, classes):
+def test_16_bit_logits_and_float32_target(op, dtype, classes):
     rows = rows_of(classes)
     a, b = logits_of(rows, classes, dtype), other_of(op, rows, classes)
     assert_row_loss(op, a, b, 4.0, emulated.row_loss(op, a, b, 4.0))
@@ -124,7 +118,7 @@ def test_row_losses_without_gradient_and_with_a_weight(op, classes):
 
 
 def edge_rows(op: str, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows whose softmax is at the edge of float32, or beyond it; float64 says what is right for each."""
+    """Rows whose softmax is at the limits of float32 or undefined."""
     a, b = logits_of(7, classes), other_of(op, 7, classes)
     a[0] *= 1e6
     a[1, ::2] = -torch.inf
@@ -153,18 +147,16 @@ def test_huge_infinite_and_nan_logits(op, classes):
 
 
 @pytest.mark.parametrize("op", ROW_LOSSES)
-def test_no_rows_no_launch(op):
+def test_empty_batch_launches_nothing(op):
     loss, grad = emulated.row_loss(op, torch.empty(0, 10), torch.empty(0, 10), 4.0)
     assert loss.shape == (0,) and grad.shape == (0, 10)
 
 
-# --- dirichlet and philox: the bits of the CPU ---
+# --- dirichlet and philox: same bits as on the CPU ---
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.dtype == b.dtype and torch.equal(
-        a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)
-    )
+    return a.dtype == b.dtype and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
 
 
 def concentration_of(rows: int, classes: int, dtype=torch.float32) -> torch.Tensor:
@@ -193,19 +185,17 @@ def test_dirichlet_has_the_same_bits_in_every_order(classes):
 
 
 @pytest.mark.parametrize("classes", [10, 1025])
-def test_dirichlet_reads_one_row_for_all_padded_rows_and_every_other_id(classes):
+def test_dirichlet_reads_expanded_and_padded_rows_and_strided_ids(classes):
     alpha, ids = concentration_of(6, classes), torch.arange(12)[::2]
     padded = torch.full((6, classes + 3), torch.nan)
     padded[:, :classes] = alpha
     assert same_bits(emulated.dirichlet(padded[:, :classes], ids, seed=1), ops.dirichlet(alpha, ids, seed=1))
-    assert same_bits(
-        emulated.dirichlet(alpha[0].expand(6, -1), ids, seed=1), ops.dirichlet(alpha[0], ids, seed=1)
-    )
+    assert same_bits(emulated.dirichlet(alpha[0].expand(6, -1), ids, seed=1), ops.dirichlet(alpha[0], ids, seed=1))
 
 
 @pytest.mark.parametrize("classes", [3, 300, 1025])
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
-def test_an_invalid_concentration_makes_its_row_nan_and_no_other(bad, classes):
+def test_only_the_row_with_an_invalid_concentration_is_nan(bad, classes):
     alpha, ids = concentration_of(5, classes), torch.arange(5)
     want = ops.dirichlet(alpha, ids, seed=1)
     alpha[2, classes - 2] = bad
@@ -260,9 +250,7 @@ def bounds_of(channels: int) -> tuple[torch.Tensor, torch.Tensor]:
     return lo, lo + 0.5
 
 
-@pytest.mark.parametrize(
-    "shape", [(2, 3, 8, 8), (3, 3, 5, 5), (1, 1, 1, 1), (1, 1, 2, 2), (7, 1, 28, 28)], ids=str
-)
+@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (3, 3, 5, 5), (1, 1, 1, 1), (1, 1, 2, 2), (7, 1, 28, 28)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_impression_update_matches_the_reference_and_the_cpu(dtype, shape):
     state = update_state(shape, dtype)
@@ -280,7 +268,7 @@ def test_impression_update_matches_the_reference_and_the_cpu(dtype, shape):
 
 @pytest.mark.parametrize("step", [1, 2, 1000, 10**6])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_step_and_learning_rate_may_lie_on_the_device(dtype, step):
+def test_step_and_learning_rate_may_be_on_the_device(dtype, step):
     state, (lo, hi) = update_state((2, 3, 8, 8), dtype), bounds_of(1)
     numbers = [torch.tensor([value], dtype=torch.float64) for value in (step, UPDATE["lr"])]
     want = updated(emulated.impression_update_, state, step, lo, hi)
@@ -288,14 +276,14 @@ def test_step_and_learning_rate_may_lie_on_the_device(dtype, step):
     assert_updated(got, want)
 
 
-def test_a_launch_error_names_its_op():
+def test_launch_error_names_the_op():
     a = torch.zeros(2, 10)
     b = torch.zeros(40)[1:21].view(2, 10)
     address = a.data_ptr()
-    crooked = torch.frombuffer(bytearray(a.numel() * 4 + 8), dtype=torch.uint8)
-    shift = 1 + (address - crooked.data_ptr()) % 4
+    unaligned = torch.frombuffer(bytearray(a.numel() * 4 + 8), dtype=torch.uint8)
+    shift = 1 + (address - unaligned.data_ptr()) % 4
     params = emulated.RowLossParams(
-        a=crooked.data_ptr() + shift,
+        a=unaligned.data_ptr() + shift,
         b=b.data_ptr(),
         a_stride=10,
         b_stride=10,
@@ -303,7 +291,5 @@ def test_a_launch_error_names_its_op():
         rows=1,
         classes=10,
     )
-    with pytest.raises(
-        LaunchError, match=r"soft_cross_entropy: .* moves 4 bytes at an address 1 past a multiple"
-    ):
+    with pytest.raises(LaunchError, match=r"soft_cross_entropy: .* moves 4 bytes at an address 1 past a multiple"):
         emulated.call("soft_cross_entropy", params)

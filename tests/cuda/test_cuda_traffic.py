@@ -1,4 +1,4 @@
-"""The bytes that the CUDA kernels move, counted by the emulator, against the least that their definition allows."""
+"""The bytes that the CUDA kernels load and store, counted by the emulator, compared with the minimum."""
 
 import emulated
 import pytest
@@ -21,7 +21,7 @@ def row_loss_traffic(op, classes, dtype) -> emulated.Traffic:
 @pytest.mark.parametrize("classes", [3, 8, 10, 100, 128, 500, 512])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("op", ROW_LOSSES)
-def test_a_row_in_registers_moves_no_byte_twice(op, dtype, classes):
+def test_row_in_registers_is_read_once_and_written_once(op, dtype, classes):
     moved, matrix = row_loss_traffic(op, classes, dtype), ROWS * classes * dtype.itemsize
     assert moved.load_bytes == 2 * matrix
     assert moved.store_bytes == matrix + ROWS * accumulate_dtype(dtype).itemsize
@@ -30,7 +30,7 @@ def test_a_row_in_registers_moves_no_byte_twice(op, dtype, classes):
 
 
 @pytest.mark.parametrize("op", ROW_LOSSES)
-def test_a_long_row_is_read_twice_and_written_once(op):
+def test_long_row_is_read_twice_and_written_once(op):
     moved, matrix = row_loss_traffic(op, 2048, torch.float32), ROWS * 2048 * 4
     assert (moved.load_bytes, moved.store_bytes) == (4 * matrix, matrix + 4 * ROWS)
     assert moved.wide_loads == moved.loads and moved.wide_stores == matrix // 16
@@ -44,14 +44,14 @@ def update_traffic(*, shape=(4, 3, 8, 8), offset=0, bounds=1) -> emulated.Traffi
     return emulated.impression_update_(x, shifted.tensor, m, v, 1, lo=lo, hi=lo + 1, **UPDATE)
 
 
-def test_impression_update_takes_vectors_only_where_all_allow_it():
+def test_impression_update_uses_vectors_only_if_all_tensors_allow_it():
     elements = 4 * 3 * 8 * 8
     wide = update_traffic()
     assert (wide.load_bytes, wide.store_bytes) == (16 * elements, 12 * elements)
     assert (wide.wide_loads, wide.wide_stores) == (elements, 3 * elements // 4)
     narrow = update_traffic(offset=1)
     assert (narrow.wide_loads, narrow.wide_stores, narrow.loads) == (0, 0, 4 * elements)
-    assert update_traffic(bounds=3).wide_loads == elements  # 64 elements a channel
+    assert update_traffic(bounds=3).wide_loads == elements  # 64 elements per channel
     assert update_traffic(shape=(4, 3, 7, 7), bounds=3).wide_loads == 0
 
 
@@ -61,14 +61,10 @@ def dirichlet_traffic(classes: int) -> emulated.Traffic:
     return moved[0]
 
 
-def test_the_table_of_bytes(capsys):
-    """Per element of the matrix or image; "least": every input once and every output once."""
+def test_bytes_per_element(capsys):
+    """Bytes per element of the matrix or image. "least": every input is read once, every output written once."""
     cases = [
-        *(
-            (op, k, row_loss_traffic(op, k, torch.float32), ROWS * k, 12)
-            for op in ROW_LOSSES
-            for k in (10, 1000, 5000)
-        ),
+        *((op, k, row_loss_traffic(op, k, torch.float32), ROWS * k, 12) for op in ROW_LOSSES for k in (10, 1000, 5000)),
         *(("dirichlet", k, dirichlet_traffic(k), ROWS * k, 8) for k in (10, 1000, 5000)),
         ("impression_update_", 64, update_traffic(), 4 * 3 * 64, 28),
     ]
@@ -77,7 +73,7 @@ def test_the_table_of_bytes(capsys):
         read, written = moved.load_bytes / elements, moved.store_bytes / elements
         times = (read + written) / least
         lines.append(f"{op:<22}{classes:>6}{read:>8.2f}{written:>9.2f}{least:>7}{times:>7.2f}")
-        # A row that no group of lanes holds is read again: twice by the losses, three times by a draw.
+        # A row too long for a group of lanes is read more than once: twice by a loss, three times by a draw.
         assert times <= (1.04 if classes <= 1000 else 1.67 if op in ROW_LOSSES else 2.0)
     with capsys.disabled():
         print("\n" + "\n".join(lines))

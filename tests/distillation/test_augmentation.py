@@ -1,3 +1,5 @@
+"""Augmentation: what each number does, and what it depends on."""
+
 import dataclasses
 
 import pytest
@@ -5,11 +7,11 @@ import torch
 from small_models import IMAGE, VECTOR, augmentation_recipe
 
 from zskd_fast.config.input_spec import InputSpec
-from zskd_fast.config.recipe import load_recipe
+from zskd_fast.config.recipe_files import load_recipe
 from zskd_fast.distillation.augmentation import augment
 from zskd_fast.errors import InputError
 
-EVERYTHING = dataclasses.replace(load_recipe("demo-mnist").distillation.augmentation, flip_probability=0.5)
+EVERYTHING = dataclasses.replace(load_recipe("demo").distillation.augmentation, flip_probability=0.5)
 
 
 def _images(count, *shape, seed=0):
@@ -21,19 +23,19 @@ def _augment(x, recipe, positions=None, seed=1, input_spec=IMAGE):
     return augment(x, positions, recipe, seed=seed, input_spec=input_spec)
 
 
-def test_nothing_asked_for_is_nothing_done():
+def test_a_recipe_of_zeros_changes_nothing():
     x = _images(4) * 3 - 1
     assert torch.equal(_augment(x, augmentation_recipe()), x)
 
 
-def test_the_callers_images_stay_as_they_were():
+def test_the_images_of_the_caller_are_not_changed():
     x = _images(8)
     before = x.clone()
     _augment(x, EVERYTHING)
     assert torch.equal(x, before)
 
 
-def test_same_seed_and_positions_give_the_same_bits_and_others_do_not():
+def test_the_same_seed_and_positions_give_the_same_bits_and_others_do_not():
     x = _images(8)
     first = _augment(x, EVERYTHING)
     assert torch.equal(_augment(x, EVERYTHING), first)
@@ -51,14 +53,14 @@ def test_without_mixing_a_row_does_not_depend_on_its_batch():
     torch.testing.assert_close(alone, together, rtol=0, atol=1e-6)
 
 
-def test_the_random_state_of_torch_is_left_alone():
+def test_the_random_state_of_torch_is_not_changed():
     before = torch.get_rng_state()
     _augment(_images(4), EVERYTHING)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("valid_range", [(0.0, 1.0), (-3.0, 5.0)])
-def test_clamps_to_the_valid_range(valid_range):
+def test_the_result_is_clamped_to_the_valid_range(valid_range):
     low, high = valid_range
     spec = InputSpec(shape=IMAGE.shape, valid_range=valid_range)
     x = _images(64) * (high - low) + low
@@ -67,20 +69,20 @@ def test_clamps_to_the_valid_range(valid_range):
     assert result.max() == high
 
 
-def test_what_moves_in_from_outside_is_the_floor_of_the_range():
+def test_pixels_from_outside_the_image_have_the_lowest_value():
     spec = InputSpec(shape=IMAGE.shape, valid_range=(-2.0, 2.0))
     far = augmentation_recipe(shift_sigma=1000.0)
     result = _augment(torch.ones(4, 1, 8, 8), far, input_spec=spec)
     assert torch.equal(result, torch.full_like(result, -2.0))
 
 
-def test_a_flip_mirrors_left_and_right():
+def test_a_flip_swaps_left_and_right():
     x = _images(5)
     result = _augment(x, augmentation_recipe(flip_probability=1.0))
     torch.testing.assert_close(result, x.flip(-1), rtol=0, atol=1e-5)
 
 
-def test_flips_happen_as_often_as_asked():
+def test_flips_have_the_probability_of_the_recipe():
     x = _images(1).expand(2000, -1, -1, -1)
     result = _augment(x, augmentation_recipe(flip_probability=0.3))
     flipped = (result - x.flip(-1)).flatten(1).abs().amax(dim=1) < 1e-4
@@ -89,8 +91,8 @@ def test_flips_happen_as_often_as_asked():
     assert abs(flipped.float().mean() - 0.3) < 4 * (0.3 * 0.7 / 2000) ** 0.5
 
 
-def _centres(images):
-    """Centre of mass of each image, (x, y) in units of half the width and height."""
+def _centers(images):
+    """Center of mass of each image, (x, y) in units of half the width and height."""
     height, width = images.shape[-2:]
     mass = images.sum(dim=(1, 2, 3))
     x = (torch.arange(width) + 0.5) * 2 / width - 1
@@ -104,40 +106,38 @@ def _blob(height, width, x, y):
     return torch.exp(-(columns**2 + rows.unsqueeze(1) ** 2) / 8).reshape(1, 1, height, width)
 
 
-def test_shifts_have_the_deviation_asked_for():
+def test_shifts_have_the_deviation_of_the_recipe():
     x = _blob(48, 48, 24, 24).expand(1000, -1, -1, -1)
     spec = InputSpec(shape=(1, 48, 48))
-    centres = _centres(_augment(x, augmentation_recipe(shift_sigma=0.15), input_spec=spec))
-    assert abs(centres.mean()) < 4 * 0.15 / 2000**0.5
-    assert torch.all((centres.std(dim=0) - 0.15).abs() < 4 * 0.15 / 2000**0.5)
+    centers = _centers(_augment(x, augmentation_recipe(shift_sigma=0.15), input_spec=spec))
+    assert abs(centers.mean()) < 4 * 0.15 / 2000**0.5
+    assert torch.all((centers.std(dim=0) - 0.15).abs() < 4 * 0.15 / 2000**0.5)
 
 
 @pytest.mark.parametrize(("height", "width"), [(48, 48), (40, 64)])
 def test_rotation_keeps_distances_in_pixels(height, width):
-    """On an image that is wider than high, a rotation in its unit square would shear it."""
+    """A rotation in the unit square would shear an image that is wider than high."""
     x = _blob(height, width, width / 2 + 10, height / 2).expand(500, -1, -1, -1)
     spec = InputSpec(shape=(1, height, width))
-    centres = _centres(_augment(x, augmentation_recipe(rotation_sigma=0.5), input_spec=spec))
-    pixels = centres * torch.tensor([width / 2, height / 2])
-    inside = pixels[:, 1].abs() < 9.5  # so far that no part of the blob is cut off
+    centers = _centers(_augment(x, augmentation_recipe(rotation_sigma=0.5), input_spec=spec))
+    pixels = centers * torch.tensor([width / 2, height / 2])
+    inside = pixels[:, 1].abs() < 9.5  # no part of the blob is cut off there
     assert inside.sum() > 400
-    torch.testing.assert_close(
-        pixels[inside].norm(dim=1), torch.full((int(inside.sum()),), 10.0), atol=0.1, rtol=0
-    )
+    torch.testing.assert_close(pixels[inside].norm(dim=1), torch.full((int(inside.sum()),), 10.0), atol=0.1, rtol=0)
     angle = torch.atan2(pixels[:, 1], pixels[:, 0])
     assert abs(angle.std() - 0.5) < 0.1
 
 
-def test_zooming_in_is_as_likely_as_zooming_out():
+def test_zooming_in_and_out_are_equally_likely():
     x = _blob(48, 48, 32, 24).expand(1000, -1, -1, -1)
     spec = InputSpec(shape=(1, 48, 48))
-    centres = _centres(_augment(x, augmentation_recipe(scale_sigma=0.15), input_spec=spec))
-    log_scale = torch.log(centres[:, 0] * 24 / 8)
+    centers = _centers(_augment(x, augmentation_recipe(scale_sigma=0.15), input_spec=spec))
+    log_scale = torch.log(centers[:, 0] * 24 / 8)
     assert abs(log_scale.mean()) < 0.02
     assert abs(log_scale.std() - 0.15) < 0.02
 
 
-def test_mixing_is_convex_with_the_next_row():
+def test_mixing_is_a_convex_combination_with_the_next_row():
     x = torch.eye(6)
     result = _augment(x, augmentation_recipe(mix_probability=1.0), input_spec=VECTOR)
     weight = result.diagonal()
@@ -145,7 +145,7 @@ def test_mixing_is_convex_with_the_next_row():
     torch.testing.assert_close(result, weight.unsqueeze(1) * x + (1 - weight).unsqueeze(1) * x.roll(-1, 0))
 
 
-def test_mixing_happens_as_often_as_asked():
+def test_mixing_has_the_probability_of_the_recipe():
     x = torch.zeros(2000, 6)
     x[::2] = 1.0
     result = _augment(x, augmentation_recipe(mix_probability=0.5), input_spec=VECTOR)
@@ -153,14 +153,14 @@ def test_mixing_happens_as_often_as_asked():
     assert abs(mixed - 0.5) < 4 * 0.5 / 2000**0.5
 
 
-def test_noise_has_its_own_strength_per_row_in_units_of_the_range():
+def test_each_row_has_its_own_noise_deviation_in_units_of_the_range():
     spec = InputSpec(shape=(400,), valid_range=(0.0, 10.0))
     result = _augment(torch.zeros(500, 400), augmentation_recipe(noise_max=0.2), input_spec=spec)
     sigma = result.std(dim=1)
     assert 1.8 < sigma.max() < 2.3
     assert sigma.min() < 0.1
     assert abs(sigma.mean() - 1.0) < 4 * (2 / 12**0.5) / 500**0.5
-    assert abs((result / sigma.unsqueeze(1)).pow(4).mean() - 3) < 0.1  # as a normal has, a uniform does not
+    assert abs((result / sigma.unsqueeze(1)).pow(4).mean() - 3) < 0.1  # the kurtosis of a normal distribution
 
 
 @pytest.mark.parametrize("moving", ["rotation_sigma", "scale_sigma", "shift_sigma", "flip_probability"])

@@ -26,8 +26,8 @@ struct Thread {
   State state;
   uint3 index;
   Meeting meeting;  // while it waits
-  uint64_t value;   // brought to an exchange
-  int source;
+  uint64_t value;   // what it gives to an exchange
+  int source;       // the lane whose value it receives
   uint64_t received;
 };
 
@@ -45,8 +45,8 @@ std::string last_report;
 std::vector<Thread> threads;
 std::vector<std::vector<int>> ready;  // threads, for each warp
 int ready_count = 0;
-std::vector<size_t> favour;  // the warps, the most favoured one first
-bool favours = false;
+std::vector<size_t> priority;  // the warps, the one with the highest priority first
+bool uses_priority = false;
 int current = -1;
 Fiber scheduler;
 const std::function<void()>* body = nullptr;
@@ -101,21 +101,21 @@ void shuffle(std::vector<T>& values) {
   for (size_t i = values.size(); i > 1; --i) std::swap(values[i - 1], values[random_below(i)]);
 }
 
-// In every other block, on average, a warp runs as far as it can before the next: so it overtakes others by more than
-// a fair order ever lets it.
-void draw_favour(size_t warps) {
+// In half of the blocks, a warp runs as far as it can before the next warp runs. It gets further ahead of the others
+// than it would if all threads were drawn with equal probability.
+void draw_priority(size_t warps) {
   ready.assign(warps, {});
   ready_count = 0;
-  favour.resize(warps);
-  for (size_t i = 0; i < warps; ++i) favour[i] = i;
-  shuffle(favour);
-  favours = random_below(2) == 1;
+  priority.resize(warps);
+  for (size_t i = 0; i < warps; ++i) priority[i] = i;
+  shuffle(priority);
+  uses_priority = random_below(2) == 1;
 }
 
 int draw_ready() {
-  size_t place = favours ? 0 : random_below(favour.size());
-  while (ready[favour[place]].empty()) place = (place + 1) % favour.size();
-  std::vector<int>& lanes = ready[favour[place]];
+  size_t place = uses_priority ? 0 : random_below(priority.size());
+  while (ready[priority[place]].empty()) place = (place + 1) % priority.size();
+  std::vector<int>& lanes = ready[priority[place]];
   std::swap(lanes[random_below(lanes.size())], lanes.back());
   const int thread = lanes.back();
   lanes.pop_back();
@@ -123,7 +123,7 @@ int draw_ready() {
   return thread;
 }
 
-// A thread that waits although nobody can come any more, and one that it waits for.
+// Names a thread that waits although no thread can run, and one that it waits for.
 std::string stuck_report() {
   const auto waits = [](const Thread& t) { return t.state != State::returned; };
   const int waiting = static_cast<int>(std::find_if(threads.begin(), threads.end(), waits) - threads.begin());
@@ -149,7 +149,7 @@ void poison_shared_memory() {
 void run_block() {
   poison_shared_memory();
   const int count = static_cast<int>(blockDim.x * blockDim.y * blockDim.z);
-  draw_favour(static_cast<size_t>((count + kWarp - 1) / kWarp));
+  draw_priority(static_cast<size_t>((count + kWarp - 1) / kWarp));
   for (int i = 0; i < count; ++i) {
     Thread& t = threads[static_cast<size_t>(i)];
     const unsigned u = static_cast<unsigned>(i);
@@ -177,7 +177,7 @@ std::string refused(const cudaLaunchConfig_t& config) {
   return "";
 }
 
-// The blocks that run, in the order in which they do.
+// The indices of the blocks in the order in which they run.
 std::vector<unsigned> block_order() {
   std::vector<unsigned> order(gridDim.x);
   for (unsigned i = 0; i < gridDim.x; ++i) order[i] = i;
@@ -254,7 +254,7 @@ uint64_t exchange(const Meeting& meeting, uint64_t value, int source) {
 }
 
 unsigned ballot(const Meeting& meeting, bool vote) {
-  // Each lane asks every other in turn: slow, and no second mechanism.
+  // One exchange per lane: slow, but it needs no second mechanism.
   unsigned votes = 0;
   for (int i = 0; i < kWarp; ++i) {
     if (meeting.mask >> i & 1u) votes |= static_cast<unsigned>(exchange(meeting, vote, i)) << i;

@@ -1,12 +1,12 @@
-// Runs the blocks of a launch one after another, in an order drawn from a seed, and within a block one thread at a
-// time: a thread goes on until it waits for others, then another that can go on is drawn, either any or one of the warp
-// that the block favours. So a result that needs a barrier which is not there changes from seed to seed. What is
-// watched and reported as an error of the launch:
-//   a barrier or warp exchange that not every thread it waits for comes to (by source line and mask);
-//   a lane outside the mask it names, or one that reads from outside it;
-//   an access of 2 to 16 bytes at an address that is no multiple of its size;
-//   a block, a grid or dynamic shared memory larger than a device has.
-// Shared memory holds NaN when a block starts. Included by include/cuda_runtime.h alone.
+// Runs the blocks of a launch one after another, in an order drawn from a seed, and the threads of a block one at a
+// time: a thread runs until it waits for others, then another thread that can run is drawn. In half of the blocks any
+// thread may be drawn, in the other half the warps have priorities. If a kernel lacks a barrier, its result therefore
+// changes from seed to seed. These faults are reported as errors of the launch:
+//   a barrier or warp exchange that not all awaited threads reach (compared by source line and mask);
+//   a lane that is not in the mask that it passes, or that reads from a lane outside the mask;
+//   an access of 2 to 16 bytes at an address that is not a multiple of its size;
+//   a block, a grid or dynamic shared memory larger than a device allows.
+// Shared memory holds NaN when a block starts. Only include/cuda_runtime.h includes this file.
 #pragma once
 
 #include <functional>
@@ -18,7 +18,7 @@ constexpr int kWarp = 32;
 constexpr unsigned kMostThreads = 1024;
 constexpr size_t kDynamicSharedBytes = size_t{48} << 10;
 
-// What a lane takes part in: lanes meet where all three agree.
+// A barrier or exchange that a lane takes part in. Lanes meet if all three fields are equal.
 struct Meeting {
   const char* what;
   unsigned mask;
@@ -62,11 +62,11 @@ inline void count_store(const void* to, size_t bytes) {
   traffic.wide_stores += bytes == 16;
 }
 
-// The seed of the order, and the most blocks that a launch gets: a kernel that strides over its work does it all the
-// same with fewer blocks than it asked for.
+// Sets the seed of the order and the largest number of blocks of a launch: a kernel that loops with the stride of the
+// grid must do all its work with fewer blocks than it was launched with.
 void configure(uint64_t seed, unsigned most_blocks);
 
 }  // namespace emulator
 
-// What a kernel under test declares as `extern __shared__ unsigned char dynamic_shared_memory[]`.
+// The memory that a kernel would declare as `extern __shared__ unsigned char dynamic_shared_memory[]`.
 extern unsigned char dynamic_shared_memory[];

@@ -1,4 +1,5 @@
-// What the tests call, through ctypes: each op on memory of the CPU. A call gives "" or the error of its launch.
+// The functions that the tests call through ctypes: each op, on CPU memory. A call returns "" or the error of its
+// launch.
 #include <exception>
 #include <string>
 

@@ -1,5 +1,5 @@
-// Kernels with a bug in them, so that the emulator is seen to find it. Each is right where `broken` is false: it then
-// gives every element the value of its mirror image in the block, or the sum over its warp.
+// Kernels with planted bugs, which the emulator must find. If `broken` is false, the kernel is correct: each output is
+// the input mirrored within its block, or the sum over its warp.
 #include <cstring>
 
 #include "cuda/launch.cuh"
@@ -40,7 +40,7 @@ __global__ void missing_barrier_before_reuse(const Bug p) {
   }
 }
 
-// The one warp would have to overtake the other by a whole shuffle.
+// The bug shows only if one warp gets ahead of the other by a whole shuffle.
 __global__ void missing_barrier_after_a_shuffle(const Bug p) {
   static __shared__ float sums[kThreads / kWarp];
   for (int64_t first = 0; first < p.count; first += kThreads) {
@@ -159,7 +159,7 @@ void run(void (*kernel)(Bug), const Bug& bug) {
 
 __global__ void nothing(const Bug) {}
 
-// A launch that a device would refuse.
+// Launches that a device would refuse.
 void too_large_a_block(const Bug& bug) {
   launch("planted bug", missing_barrier, bug, bug.count, kThreads, bug.broken ? 2048 : kThreads, nullptr);
 }

@@ -1,7 +1,7 @@
-// For the build with AddressSanitizer and UndefinedBehaviorSanitizer, which end the process at the first error:
-//   sweep ops          every op, type and kernel on heap memory of exactly the size that it may touch
-//   sweep bug NAME     a planted bug that the plain build cannot see
-// That the results are right is for the plain build to test.
+// A program to build with AddressSanitizer and UndefinedBehaviorSanitizer, which end the process at the first error:
+//   sweep ops          runs every op, type and kernel on heap memory of exactly the size that it may access
+//   sweep bug NAME     runs a planted bug that the build without sanitizers cannot detect
+// It does not check the results; the build without sanitizers does.
 #include <cstdio>
 #include <memory>
 #include <string>
@@ -22,7 +22,7 @@ constexpr int64_t kClasses[] = {1, 2, 3, 7, 8, 10, 31, 32, 33, 100, 128, 513, 10
 int64_t bytes_of(Dtype dtype) { return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2; }
 Dtype accumulate(Dtype dtype) { return dtype == Dtype::f64 ? dtype : Dtype::f32; }
 
-// `count` elements at the very end of their memory. The bytes are those of small positive numbers in every type.
+// `count` elements that end where their allocation ends. All bytes are 0x3A: a small positive number in every type.
 class Buffer {
  public:
   Buffer(int64_t count, Dtype dtype, int64_t offset = 0)

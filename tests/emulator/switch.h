@@ -1,6 +1,6 @@
-// A fiber: a stack of its own and a place to go on from. ucontext starts it, once; then GCC's own setjmp switches,
-// since swapcontext enters the kernel and makes AddressSanitizer forget the frames of the fiber. It is told of every
-// switch.
+// A fiber: a stack of its own and the place where it continues. ucontext starts it; after that, GCC's builtin setjmp
+// and longjmp switch between fibers, because swapcontext enters the kernel and makes AddressSanitizer forget the frames
+// of the fiber. AddressSanitizer is told of every switch.
 #pragma once
 
 #include <ucontext.h>
@@ -24,7 +24,7 @@ struct Fiber {
   std::unique_ptr<unsigned char[]> stack;
   const void* stack_bottom = nullptr;
   size_t stack_bytes = 0;
-  void* fake_stack = nullptr;  // AddressSanitizer's own
+  void* fake_stack = nullptr;  // used by AddressSanitizer
 };
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -34,7 +34,7 @@ inline void before_switch(Fiber* from, Fiber& to) {
   departed = from;
   __sanitizer_start_switch_fiber(from ? &from->fake_stack : nullptr, to.stack_bottom, to.stack_bytes);
 }
-// The scheduler's stack is known only once it has been left.
+// The stack of the scheduler becomes known at the first switch away from it.
 inline void after_switch(Fiber& own) {
   const void* bottom = nullptr;
   size_t bytes = 0;
@@ -44,7 +44,7 @@ inline void after_switch(Fiber& own) {
     departed->stack_bytes = bytes;
   }
 }
-// A launch that failed has left fibers in the middle of their frames.
+// After a failed launch, the frames of its fibers are still marked as in use.
 inline void forget_frames(Fiber& fiber) { ASAN_UNPOISON_MEMORY_REGION(fiber.stack.get(), kStackBytes); }
 inline void guard_beyond(unsigned char* memory, size_t used, size_t capacity) {
   ASAN_UNPOISON_MEMORY_REGION(memory, capacity);
@@ -64,17 +64,17 @@ inline void guard_beyond(unsigned char*, size_t, size_t) {}
   __builtin_unreachable();
 }
 
-// From `from`, which goes on here later.
+// Leaves `from`, which later continues here, and continues `to`.
 [[gnu::noinline, gnu::no_sanitize("address")]] inline void switch_fiber(Fiber& from, Fiber& to) {
   before_switch(&from, to);
   if (__builtin_setjmp(from.place) == 0) resume(to);
   after_switch(from);
 }
 
-// The first that a fiber does.
+// The first call in a fiber.
 inline void enter_fiber(Fiber& own) { after_switch(own); }
 
-// For good.
+// Leaves the current fiber, which does not run again.
 [[noreturn, gnu::no_sanitize("address")]] inline void leave_fiber(Fiber& to) {
   before_switch(nullptr, to);
   resume(to);

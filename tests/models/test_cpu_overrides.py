@@ -1,4 +1,4 @@
-"""fast_calls: the calls of teacher and student that are answered faster, and those that are left to torch."""
+"""cpu_overrides: which calls of teacher and student use the faster versions, and which are torch's own."""
 
 import pytest
 import torch
@@ -6,24 +6,27 @@ import torch.nn.functional as F
 from small_models import synthesis_recipe
 from torch import nn
 
+from zskd_fast.config.input_spec import InputSpec
 from zskd_fast.models import LeNet5
 from zskd_fast.models import cpu_overrides as module
-from zskd_fast.models.cpu_overrides import fast_calls
+from zskd_fast.models.cpu_overrides import cpu_overrides
+from zskd_fast.synthesis.synthesizer import Synthesizer
 
 CPU = torch.device("cpu")
-_OWN = ("_OfInput", "_OfWeight")
+_CONVOLUTIONS = ("_FastInputGradient", "_FastWeightGradient")
 
 
 @pytest.fixture
-def answered(monkeypatch):
-    """The names of what was answered here."""
+def used(monkeypatch):
+    """The names of the faster versions in the order of their calls."""
     names = []
 
-    def noted(name, own):
-        return lambda *args: (names.append(name), own(*args))[1]
+    def noted(name, version):
+        return lambda *args: (names.append(name), version(*args))[1]
 
-    calls = {"max_pool": (module.ops, "max_pool"), **{of: (getattr(module, of), "apply") for of in _OWN}}
-    for name, (owner, function) in calls.items():
+    versions = {"max_pool": (module.ops, "max_pool")}
+    versions |= {name: (getattr(module, name), "apply") for name in _CONVOLUTIONS}
+    for name, (owner, function) in versions.items():
         monkeypatch.setattr(owner, function, noted(name, getattr(owner, function)))
     return names
 
@@ -41,11 +44,11 @@ def _gradient(teacher, x, weights, context):
     return logits.detach(), torch.autograd.grad((logits * weights).sum(), x)[0]
 
 
-def test_a_teacher_answers_to_the_bit_and_its_gradient_differs_by_rounding(answered):
+def test_a_teachers_logits_keep_their_bits_and_its_gradient_differs_by_rounding(used):
     teacher, x, weights = _teacher(), torch.rand(7, 1, 32, 32), torch.rand(7, 10)
-    logits, grad = _gradient(teacher, x, weights, fast_calls(CPU))
+    logits, grad = _gradient(teacher, x, weights, cpu_overrides(CPU))
     wanted_logits, wanted = _gradient(teacher, x, weights, torch.enable_grad())
-    assert answered == ["_OfInput", "max_pool", "max_pool"]
+    assert used == ["_FastInputGradient", "max_pool", "max_pool"]
     assert torch.equal(logits, wanted_logits)
     assert (grad - wanted).norm() <= 1e-6 * wanted.norm()
     assert (grad - wanted).abs().max() <= 1e-6 * wanted.abs().max()
@@ -54,15 +57,15 @@ def test_a_teacher_answers_to_the_bit_and_its_gradient_differs_by_rounding(answe
 @pytest.mark.parametrize("kernel", [(5, 5), (5, 7), (8, 6), (16, 16)])
 @pytest.mark.parametrize("padding", [0, 2, (1, 3)])
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_the_gradient_of_a_convolution_is_as_exact_as_torchs(channels, kernel, padding, answered):
+def test_the_input_gradient_of_a_convolution_is_as_exact_as_torchs(channels, kernel, padding, used):
     conv = nn.Conv2d(channels, 6, kernel, padding=padding).requires_grad_(False)
     x = torch.randn(3, channels, 18, 20)
     weights = torch.randn_like(conv(x))
-    _, grad = _gradient(conv, x, weights, fast_calls(CPU))
+    _, grad = _gradient(conv, x, weights, cpu_overrides(CPU))
     exact = nn.Conv2d(channels, 6, kernel, padding=padding).requires_grad_(False)
     exact.load_state_dict(conv.state_dict())
-    _, wanted = _gradient(exact.double(), x.double(), weights.double(), fast_calls(CPU))
-    assert answered == ["_OfInput"]
+    _, wanted = _gradient(exact.double(), x.double(), weights.double(), cpu_overrides(CPU))
+    assert used == ["_FastInputGradient"]
     assert (grad - wanted).norm() <= 2e-6 * wanted.norm()
 
 
@@ -84,31 +87,31 @@ def test_the_gradient_of_a_convolution_is_as_exact_as_torchs(channels, kernel, p
     ],
     ids=str,
 )
-def test_what_does_not_fit_is_torchs_own(layer, answered):
+def test_other_layers_are_torchs_own(layer, used):
     layer = layer.requires_grad_(False)
     x = torch.randn(2, getattr(layer, "in_channels", 3), 19, 19)
     weights = torch.randn_like(layer(x))
     for got, want in zip(
-        _gradient(layer, x, weights, fast_calls(CPU)),
+        _gradient(layer, x, weights, cpu_overrides(CPU)),
         _gradient(layer, x, weights, torch.enable_grad()),
         strict=True,
     ):
         assert torch.equal(got, want)
-    assert answered == []
+    assert used == []
 
 
 @pytest.mark.parametrize("kernel", [3, (5, 7), (8, 6)])
 @pytest.mark.parametrize("padding", [0, 2, (1, 3)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_gradient_of_the_weights_of_a_grey_image_is_as_exact_as_torchs(kernel, padding, bias, answered):
+def test_the_weight_gradient_of_a_convolution_over_gray_images_is_as_exact_as_torchs(kernel, padding, bias, used):
     torch.manual_seed(0)
     conv = nn.Conv2d(1, 6, kernel, padding=padding, bias=bias)
     x = torch.randn(20, 1, 18, 20)
     weights = torch.randn_like(conv(x))
-    with fast_calls(CPU):
+    with cpu_overrides(CPU):
         y = conv(x)
         (y * weights).sum().backward()
-    assert answered == ["_OfWeight"]
+    assert used == ["_FastWeightGradient"]
     assert torch.equal(y, conv(x))
     exact = nn.Conv2d(1, 6, kernel, padding=padding, bias=bias).double()
     exact.load_state_dict(conv.state_dict())
@@ -117,41 +120,39 @@ def test_the_gradient_of_the_weights_of_a_grey_image_is_as_exact_as_torchs(kerne
         assert (got.grad - wanted.grad).norm() <= 4e-6 * wanted.grad.norm()
 
 
-def test_gradients_of_weights_and_input_together_are_torchs_own(answered):
+def test_weight_and_input_gradients_together_are_torchs_own(used):
     conv, x = nn.Conv2d(1, 6, 5), torch.randn(2, 1, 12, 12)
-    with fast_calls(CPU):
+    with cpu_overrides(CPU):
         conv(x.requires_grad_()).sum().backward()
-    assert conv.weight.grad is not None and conv.bias.grad is not None and answered == []
+    assert conv.weight.grad is not None and conv.bias.grad is not None and used == []
 
 
-def test_a_student_without_gradients_is_evaluated_by_torch(answered):
-    with fast_calls(CPU), torch.no_grad():
+def test_a_student_that_needs_no_gradient_is_torchs_own(used):
+    with cpu_overrides(CPU), torch.no_grad():
         nn.Conv2d(1, 6, 5)(torch.randn(2, 1, 12, 12))
-    assert answered == []
+    assert used == []
 
 
-def test_indices_and_functional_calls(answered):
+def test_functional_calls_and_the_indices_of_max_pooling(used):
     x = torch.rand(2, 3, 8, 8)
-    with fast_calls(CPU):
+    with cpu_overrides(CPU):
         values, indices = F.max_pool2d(x, 2, return_indices=True)
         assert torch.equal(F.max_pool2d(x, kernel_size=(2, 2), stride=[2]), values)
         assert torch.equal(torch.max_pool2d(x, 2, []), values)
-    assert indices.shape == values.shape and answered == ["max_pool", "max_pool"]
+    assert indices.shape == values.shape and used == ["max_pool", "max_pool"]
     F.max_pool2d(x, 2)
-    assert answered == ["max_pool", "max_pool"], "outside of the context"
+    assert used == ["max_pool", "max_pool"], "used outside the context"
 
 
-def test_without_nnpack_torch_answers(answered, monkeypatch):
+def test_without_nnpack_convolutions_are_torchs_own(used, monkeypatch):
     monkeypatch.setattr(torch, "_nnpack_available", lambda: False)
-    _gradient(_teacher(), torch.rand(2, 1, 32, 32), torch.rand(2, 10), fast_calls(CPU))
-    assert answered == ["max_pool", "max_pool"]
+    _gradient(_teacher(), torch.rand(2, 1, 32, 32), torch.rand(2, 10), cpu_overrides(CPU))
+    assert used == ["max_pool", "max_pool"]
 
 
-def test_the_synthesizer_calls_its_teacher_so_unless_it_is_compiled(answered):
-    from zskd_fast import InputSpec, Synthesizer
-
-    spec = InputSpec(shape=(1, 32, 32), valid_range=(0.0, 1.0))
+def test_the_synthesizer_uses_the_overrides_unless_its_teacher_is_compiled(used):
+    spec = InputSpec(shape=(1, 32, 32))
     Synthesizer(_teacher(), spec, synthesis_recipe(steps=2), seed=0).run(range(3))
-    assert answered == ["_OfInput", "max_pool", "max_pool"] * 2
+    assert used == ["_FastInputGradient", "max_pool", "max_pool"] * 2
     compiled = Synthesizer(_teacher(), spec, synthesis_recipe(compile_teacher=True), seed=0)
-    assert not isinstance(compiled._fast_calls, module._FastCalls)
+    assert not isinstance(compiled._overrides, module._Overrides)

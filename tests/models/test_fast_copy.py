@@ -1,4 +1,4 @@
-"""The recipe's options that make the teacher faster leave the impressions as they are."""
+"""The options that make the teacher faster change the rounding of an impression only."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ IMAGE = InputSpec(shape=(3, 8, 8))
 
 
 class BatchNormTeacher(nn.Module):
-    """Convolutions with batch normalisation that has statistics to fold in."""
+    """Convolutions with batch normalization that has statistics to fold in."""
 
     def __init__(self):
         super().__init__()
@@ -52,7 +52,7 @@ def _made(teacher, **options):
     ],
     ids=" ".join,
 )
-def test_the_impressions_differ_by_rounding_alone(options):
+def test_the_impressions_differ_by_rounding_only(options):
     expected = _made(_teacher())
     made = _made(_teacher(), **options)
     assert torch.equal(made.target, expected.target)
@@ -60,7 +60,7 @@ def test_the_impressions_differ_by_rounding_alone(options):
     torch.testing.assert_close(made.teacher_logits, expected.teacher_logits, rtol=1e-4, atol=1e-4)
 
 
-def test_folding_takes_every_batch_norm_away_and_leaves_the_users_teacher_alone():
+def test_folding_removes_every_batch_norm_of_the_copy_and_none_of_the_teacher():
     teacher = _teacher().train()
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     synthesizer = Synthesizer(teacher, IMAGE, synthesis_recipe(fold_batch_norm=True), seed=1)
@@ -72,14 +72,14 @@ def test_folding_takes_every_batch_norm_away_and_leaves_the_users_teacher_alone(
     assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
 
 
-def test_channels_last_lays_out_the_copy_and_not_the_users_teacher():
+def test_channels_last_changes_the_layout_of_the_copy_only():
     teacher = _teacher()
     fast = Synthesizer(teacher, IMAGE, synthesis_recipe(channels_last=True), seed=1)._fast_teacher.model
     assert fast.body[3].weight.is_contiguous(memory_format=torch.channels_last)
     assert not teacher.body[3].weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_the_compiled_teacher_is_what_the_synthesizer_calls():
+def test_the_synthesizer_calls_the_compiled_teacher():
     synthesizer = Synthesizer(_teacher(), IMAGE, synthesis_recipe(compile_teacher=True), seed=1)
     assert isinstance(synthesizer._fast_teacher.model, torch._dynamo.OptimizedModule)
 
@@ -90,7 +90,7 @@ class Branching(BatchNormTeacher):
 
 
 class TwoNorms(BatchNormTeacher):
-    """One convolution whose output goes through another normalisation at its second call."""
+    """One convolution whose output goes through another normalization at its second call."""
 
     def __init__(self):
         super().__init__()
@@ -101,12 +101,12 @@ class TwoNorms(BatchNormTeacher):
         return super().forward(self.second(self.again[0](self.again(x))))
 
 
-def test_a_teacher_that_cannot_be_traced_is_named():
+def test_a_teacher_that_cannot_be_traced_is_refused_for_folding_only():
     with pytest.raises(InputError, match=r"cannot be copied for fold_batch_norm: .*control flow"):
         _made(_teacher(Branching), fold_batch_norm=True)
     _made(_teacher(Branching), channels_last=True)
 
 
-def test_a_folding_that_changes_the_answer_is_refused():
-    with pytest.raises(InputError, match="takes no fold_batch_norm: with it the logits"):
+def test_folding_that_changes_the_logits_is_refused():
+    with pytest.raises(InputError, match="does not allow fold_batch_norm: it changes the logits"):
         _made(_teacher(TwoNorms), fold_batch_norm=True)

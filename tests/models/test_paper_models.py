@@ -16,7 +16,7 @@ from zskd_fast import models
         (models.AlexNetHalf, 417_434),
     ],
 )
-def test_parameter_count(build, wanted):
+def test_the_number_of_parameters(build, wanted):
     assert sum(parameter.numel() for parameter in build().parameters()) == wanted
 
 
@@ -25,7 +25,7 @@ def test_parameter_count(build, wanted):
     [(models.LeNet5, 1), (models.LeNet5Half, 1), (models.AlexNet, 3), (models.AlexNetHalf, 3)],
 )
 @pytest.mark.parametrize("num_classes", [2, 10, 100])
-def test_yields_one_logit_per_class_and_ends_in_a_linear_layer(build, channels, num_classes):
+def test_the_last_layer_is_linear_and_yields_one_logit_per_class(build, channels, num_classes):
     model = build(num_classes).eval()
     logits = model(torch.rand(3, channels, 32, 32))
     assert logits.shape == (3, num_classes)
@@ -34,18 +34,18 @@ def test_yields_one_logit_per_class_and_ends_in_a_linear_layer(build, channels, 
     assert not any(isinstance(module, nn.Softmax | nn.LogSoftmax) for module in model.modules())
 
 
-def test_alexnet_classifier_has_the_shape_of_the_authors_last_layer():
+def test_the_last_layer_of_alexnet_has_the_shape_of_the_authors():
     assert list(models.AlexNet().modules())[-1].weight.shape == (10, 256)
 
 
-def test_response_norm_is_tensorflows():
-    """The authors' normaliser: x / (1 + 1e-4 * sum of x^2 over 5 channels) ** 0.75."""
+def test_the_response_norm_is_tensorflows():
+    """The formula of the authors' code: x / (1 + 1e-4 * sum of x^2 over 5 channels) ** 0.75."""
     norm = next(m for m in models.AlexNet().modules() if isinstance(m, nn.LocalResponseNorm))
     x = 10.0 * torch.rand(2, 9, 4, 4)
     sums = sum(torch.nn.functional.pad(x**2, (0, 0, 0, 0, 2, 2))[:, i : i + 9] for i in range(5))
     torch.testing.assert_close(norm(x), x / (1.0 + 1e-4 * sums) ** 0.75)
 
 
-def test_input_of_another_size_is_rejected():
+def test_an_input_of_another_size_is_rejected():
     with pytest.raises(RuntimeError):
         models.LeNet5()(torch.rand(1, 1, 28, 28))

@@ -1,4 +1,4 @@
-// Plain C functions over arrays, so that a test can hold csrc/math/elementary.h to its promises.
+// C functions over arrays, through which the tests check the accuracy of csrc/math/elementary.h and variates.h.
 #include "math/elementary.h"
 #include "math/variates.h"
 
@@ -13,8 +13,8 @@ PROBE(exp_f32, float, zskd::math::exp(x[i]))
 PROBE(exp_f64, double, zskd::math::exp(x[i]))
 PROBE(exp_nonpositive_f32, float, exp_nonpositive(x[i]))
 PROBE(exp_nonpositive_f64, double, exp_nonpositive(x[i]))
-PROBE(exp_over_20_f32, float, exp_nonpositive(x[i], tempered<float>(20.0)))
-PROBE(exp_over_20_f64, double, exp_nonpositive(x[i], tempered<double>(20.0)))
+PROBE(exp_over_20_f32, float, exp_nonpositive(x[i], exp_scale_of<float>(20.0)))
+PROBE(exp_over_20_f64, double, exp_nonpositive(x[i], exp_scale_of<double>(20.0)))
 PROBE(log_f32, float, log_positive(x[i]))
 PROBE(log_f64, double, log_positive(x[i]))
 

@@ -1,4 +1,4 @@
-"""dirichlet: the right distribution for any concentration, and draws that depend on their name alone."""
+"""dirichlet: the right distribution for any concentration; draws depend only on seed, id and concentration."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ DRAWS = 40_000
 
 
 def log_beta_cdf(log_y: np.ndarray, a: float, b: float) -> np.ndarray:
-    """P(Y <= y) for Y ~ Beta(a, b); by the leading term y^a / (a B(a, b)) where y underflows."""
+    """P(Y <= y) for Y ~ Beta(a, b); where y underflows, its leading term y^a / (a B(a, b))."""
     with np.errstate(under="ignore", over="ignore"):
         y = np.exp(log_y)
         leading = np.exp(a * log_y - np.log(a) - scipy.special.betaln(a, b))
@@ -24,7 +24,7 @@ def log_beta_cdf(log_y: np.ndarray, a: float, b: float) -> np.ndarray:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_marginals_are_beta_by_kolmogorov_smirnov(alpha, dtype):
-    """Below y = 1/2, where the logarithm resolves every draw; what is above is 1 minus the other classes."""
+    """Compare the draws below 1/2, where log y is precise. A larger draw is 1 minus the other classes."""
     concentration = torch.tensor([alpha, 2 * alpha, 0.5 * alpha], dtype=dtype)
     log_y = ops.dirichlet(concentration, torch.arange(DRAWS), seed=11, log=True).double().numpy()
     for c, a in enumerate(concentration.double().tolist()):
@@ -43,17 +43,17 @@ def test_mean_and_covariance(alpha):
     total = concentration.sum().item()
     mean = (concentration / total).numpy()
     covariance = (np.diag(mean) - np.outer(mean, mean)) / (total + 1)
-    centred = y - mean
-    products = centred[:, :, None] * centred[:, None, :]
-    mean_error = centred.std(axis=0) / np.sqrt(DRAWS)
+    centered = y - mean
+    products = centered[:, :, None] * centered[:, None, :]
+    mean_error = centered.std(axis=0) / np.sqrt(DRAWS)
     covariance_error = products.std(axis=0) / np.sqrt(DRAWS)
-    assert (np.abs(centred.mean(axis=0)) <= 4.5 * mean_error).all()
+    assert (np.abs(centered.mean(axis=0)) <= 4.5 * mean_error).all()
     assert (np.abs(products.mean(axis=0) - covariance) <= 4.5 * covariance_error).all()
 
 
 @pytest.mark.parametrize("alpha", [1e-6, 1e-5, 1e-4])
-def test_tiny_concentrations_choose_a_corner_and_never_the_barycentre(alpha):
-    """In the limit y is a one-hot vector, class c with probability alpha_c / sum alpha."""
+def test_tiny_concentrations_give_one_hot_rows(alpha):
+    """In the limit y is a one-hot vector: class c with probability alpha_c / sum alpha."""
     weights = torch.tensor([1.0, 2.0, 5.0])
     y = ops.dirichlet(weights * alpha, torch.arange(DRAWS), seed=13)
     assert y.isfinite().all()
@@ -76,18 +76,16 @@ def test_rows_sum_to_one_and_match_the_reference(classes, dtype):
     assert (y.double() - want.double()).abs().max() <= max(4 * eps, 1e-14)
 
 
-def test_reference_and_op_agree_on_every_retry():
-    """200,000 Gamma variates, some ten thousand of them past the squeeze test or the first attempt."""
-    alpha = (
-        torch.rand(2000, 100, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 1.5 + 1e-3
-    )
+def test_op_and_reference_agree_on_every_attempt():
+    """Of the 200,000 Gamma variates, about ten thousand need the full acceptance test or another attempt."""
+    alpha = torch.rand(2000, 100, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 1.5 + 1e-3
     ids = torch.arange(2000) * 7 + 2**33
     got = ops.dirichlet(alpha, ids, seed=2**62 + 5, log=True)
     want = reference.dirichlet(alpha, ids, seed=2**62 + 5, log=True)
     assert ((got - want).abs() / want.abs()).max() <= 1e-12
 
 
-def test_log_is_the_log_where_the_draw_underflows():
+def test_log_is_finite_where_the_draw_underflows():
     concentration = torch.full((10,), 1e-3)
     ids = torch.arange(500)
     log_y, y = (ops.dirichlet(concentration, ids, seed=3, log=log) for log in (True, False))
@@ -97,7 +95,7 @@ def test_log_is_the_log_where_the_draw_underflows():
 
 
 @pytest.mark.parametrize("classes", [10, 600])
-def test_a_row_depends_on_seed_id_and_concentration_alone(classes):
+def test_a_row_depends_only_on_seed_id_and_concentration(classes):
     alpha = torch.rand(300, classes, generator=torch.Generator().manual_seed(0)) + 0.05
     ids = torch.arange(5000, 5300)
     whole = ops.dirichlet(alpha, ids, seed=9)
@@ -145,20 +143,16 @@ def test_empty_batch():
 def test_opcheck_and_compile():
     alpha, ids = torch.rand(5, 4) + 0.1, torch.arange(5)
     torch.library.opcheck(torch.ops.zskd_fast.dirichlet.default, (alpha, ids, 3, False))
-    compiled = torch.compile(
-        lambda a, i: ops.dirichlet(a, i, seed=3) * 2, fullgraph=True, backend="aot_eager"
-    )
+    compiled = torch.compile(lambda a, i: ops.dirichlet(a, i, seed=3) * 2, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(alpha, ids), ops.dirichlet(alpha, ids, seed=3) * 2)
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
-def test_invalid_concentration_is_named_with_its_row(bad, dtype):
+def test_error_names_the_place_of_an_invalid_concentration(bad, dtype):
     alpha = torch.ones(3000, 10, dtype=dtype)
     alpha[1234, 7] = bad
-    with pytest.raises(
-        ValueError, match=r"dirichlet: concentration\[1234, 7\] is .*, wanted a finite number"
-    ):
+    with pytest.raises(ValueError, match=r"dirichlet: concentration\[1234, 7\] is .*, wanted a finite number"):
         ops.dirichlet(alpha, torch.arange(3000), seed=0)
 
 
@@ -173,7 +167,7 @@ def test_invalid_concentration_is_named_with_its_row(bad, dtype):
         (torch.ones(3, requires_grad=True), torch.arange(4), 0, ValueError, "not differentiable"),
     ],
 )
-def test_bad_arguments_are_named(concentration, ids, seed, error, message):
+def test_errors_name_the_bad_argument(concentration, ids, seed, error, message):
     with pytest.raises(error, match=message):
         ops.dirichlet(concentration, ids, seed=seed)
 

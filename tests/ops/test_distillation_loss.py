@@ -1,4 +1,4 @@
-"""distillation_loss: tau^2 KL(teacher || student) and its gradient, against float64 and against F.kl_div."""
+"""distillation_loss: tau^2 KL(teacher || student) and its gradient, compared with float64 and with F.kl_div."""
 
 import pytest
 import torch
@@ -33,23 +33,23 @@ def test_value_and_gradient_match_float64(dtype, classes, temperature):
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-def test_is_the_loss_that_pytorch_users_write_by_hand(temperature):
+def test_equals_f_kl_div(temperature):
     student, teacher = student_and_teacher(ROWS, 10, torch.float64)
 
-    def by_hand(s, t, tau, reduction):
+    def with_kl_div(s, t, tau, reduction):
         log_p = F.log_softmax(s / tau, dim=1)
         return tau**2 * F.kl_div(log_p, F.softmax(t / tau, dim=1), reduction=reduction)
 
     for reduction in ("sum", "batchmean"):
         got = value_and_grad(ops.distillation_loss, student, teacher, temperature, reduction)
-        want = value_and_grad(by_hand, student, teacher, temperature, reduction)
+        want = value_and_grad(with_kl_div, student, teacher, temperature, reduction)
         assert_close(got[0], want[0], 1e-13, "loss")
         assert_close(got[1], want[1], 1e-12, "gradient")
 
 
 def test_temperature_acts_on_both_sides():
     student, teacher = student_and_teacher(ROWS, 10)
-    shifted = teacher + 3.0  # the softmax does not see it: only a temperature on one side would
+    shifted = teacher + 3.0  # does not change the softmax of the teacher
     assert_close(
         ops.distillation_loss(student, shifted, 4.0),
         ops.distillation_loss(student, teacher, 4.0),
@@ -59,11 +59,9 @@ def test_temperature_acts_on_both_sides():
     assert ops.distillation_loss(teacher, teacher, 4.0) == 0
 
 
-def test_size_of_the_gradient_does_not_vanish_with_the_temperature():
+def test_gradient_does_not_vanish_with_the_temperature():
     student, teacher = student_and_teacher(200, 10)
-    sizes = [
-        value_and_grad(ops.distillation_loss, student, teacher, tau, "sum")[1].norm() for tau in (20.0, 40.0)
-    ]
+    sizes = [value_and_grad(ops.distillation_loss, student, teacher, tau, "sum")[1].norm() for tau in (20.0, 40.0)]
     assert 0.7 < sizes[1] / sizes[0] < 1.3
 
 
@@ -77,7 +75,7 @@ def test_gradcheck_for_every_reduction(reduction, classes):
 
 
 @pytest.mark.parametrize("classes", [10, 200])
-def test_every_layout_gives_the_bits_of_the_contiguous_one(classes):
+def test_every_layout_gives_the_same_bits(classes):
     student, teacher = student_and_teacher(ROWS, classes)
     want = value_and_grad(ops.distillation_loss, student, teacher, 4.0, "none")
     for name, s in layouts(student).items():
@@ -88,7 +86,7 @@ def test_every_layout_gives_the_bits_of_the_contiguous_one(classes):
 
 
 @pytest.mark.parametrize("classes", [4, 64])
-def test_class_that_the_teacher_rules_out_contributes_nothing(classes):
+def test_class_with_teacher_probability_zero_contributes_nothing(classes):
     student, teacher = student_and_teacher(2, classes)
     teacher[:, 1] = -torch.inf
     student[1, 1] = -torch.inf
@@ -98,7 +96,7 @@ def test_class_that_the_teacher_rules_out_contributes_nothing(classes):
     assert_close(got[1], want[1], 1e-5, "gradient")
 
 
-def test_class_that_only_the_student_rules_out_costs_infinitely_much():
+def test_loss_is_infinite_if_only_the_student_has_probability_zero():
     student, teacher = torch.tensor([[0.0, -torch.inf]]), torch.tensor([[0.0, 0.0]])
     assert ops.distillation_loss(student, teacher, 1.0) == torch.inf
 
@@ -113,7 +111,7 @@ def test_nan_stays_nan_and_stays_in_its_row(side, classes):
     assert grad[1].isnan().any() and not grad[[0, 2]].isnan().any()
 
 
-def test_empty_batch_has_torchs_semantics():
+def test_empty_batch_gives_what_torch_gives():
     student = torch.empty(0, 10, requires_grad=True)
     assert ops.distillation_loss(student, torch.empty(0, 10), 4.0).isnan()
     ops.distillation_loss(student, torch.empty(0, 10), 4.0, reduction="sum").backward()
@@ -121,12 +119,10 @@ def test_empty_batch_has_torchs_semantics():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_16_bit_student_takes_a_float32_teacher(dtype):
+def test_16_bit_student_and_float32_teacher(dtype):
     student, teacher = student_and_teacher(ROWS, 10)
     got = value_and_grad(ops.distillation_loss, student.to(dtype), teacher, 4.0, "none")
-    want = value_and_grad(
-        reference.distillation_loss, student.to(dtype).double(), teacher.double(), 4.0, "none"
-    )
+    want = value_and_grad(reference.distillation_loss, student.to(dtype).double(), teacher.double(), 4.0, "none")
     assert_close(got[0], want[0], 1e-5, "loss")
     assert_close(got[1], want[1], torch.finfo(dtype).eps, "gradient")
 
@@ -146,7 +142,7 @@ def test_same_bits_for_every_thread_count(classes):
         assert torch.equal(loss, results[0][0]) and torch.equal(grad, results[0][1])
 
 
-def test_upstream_gradient_of_each_row_scales_its_gradient():
+def test_upstream_gradient_scales_each_row():
     student, teacher = student_and_teacher(ROWS, 10)
     weight = torch.linspace(-1, 2, ROWS)
     leaf = student.clone().requires_grad_()
@@ -164,7 +160,7 @@ def test_opcheck(reduction):
     )
 
 
-def test_compiles_whole_with_a_dynamic_batch():
+def test_compiles_as_one_graph_with_a_dynamic_batch():
     def step(s, t):
         return ops.distillation_loss(s * 2, t, 4.0)
 
@@ -177,7 +173,7 @@ def test_compiles_whole_with_a_dynamic_batch():
         assert_close(leaf.grad, other.grad, 1e-6, "gradient")
 
 
-def test_module_is_the_op():
+def test_module_calls_the_op():
     student, teacher = student_and_teacher(5, 10)
     loss = nn.DistillationLoss(temperature=2.0)
     assert torch.equal(loss(student, teacher), ops.distillation_loss(student, teacher, 2.0))
@@ -197,6 +193,6 @@ S, T = student_and_teacher(4, 3)
         ((S, T.clone().requires_grad_(), 1.0), "sum", ValueError, r"pass teacher_logits.detach\(\)"),
     ],
 )
-def test_bad_arguments_are_named(arguments, reduction, error, message):
+def test_errors_name_the_bad_argument(arguments, reduction, error, message):
     with pytest.raises(error, match=message):
         ops.distillation_loss(*arguments, reduction=reduction)

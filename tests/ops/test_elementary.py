@@ -1,4 +1,4 @@
-"""exp, log, sin and cos of csrc/math: within 2 ulp of 80-bit results, and IEEE at the edges."""
+"""exp, log, sin and cos of csrc/math: within 2 ulp of 80-bit results, and IEEE results for special values."""
 
 import ctypes
 import shutil
@@ -14,7 +14,7 @@ KINDS = {"f32": np.float32, "f64": np.float64}
 
 @pytest.fixture(scope="module", params=["plain", "avx2"])
 def probe(request, tmp_path_factory):
-    """The header compiled as scalar code with library fma, and as the AVX2 code that the kernels are made of."""
+    """The header compiled as scalar code, where fma is a library call, and as AVX2 code, as in the kernels."""
     compiler = shutil.which("c++") or shutil.which("g++")
     if compiler is None:
         pytest.skip("no C++ compiler on this machine")
@@ -42,7 +42,7 @@ def probe(request, tmp_path_factory):
 
 
 def ulps(got: np.ndarray, want: np.ndarray) -> float:
-    """Largest error in units of the last place of the wanted value."""
+    """Return the largest error in units in the last place of the wanted value."""
     spacing = np.spacing(np.abs(want.astype(got.dtype))).astype(np.longdouble)
     return float(np.max(np.abs(got.astype(np.longdouble) - want) / spacing))
 
@@ -57,13 +57,13 @@ def test_exp_is_within_2_ulp_down_to_subnormal_results(probe, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_exp_of_the_edges(probe, kind):
+def test_exp_of_special_values(probe, kind):
     x = np.array([0.0, -0.0, -np.inf, np.inf, np.nan, -1e30, 1e30], dtype=KINDS[kind])
     np.testing.assert_array_equal(probe("exp", x, kind), [1, 1, 0, np.inf, np.nan, 0, np.inf])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_exp_nonpositive_is_within_2_ulp_or_flushed(probe, kind):
+def test_exp_nonpositive_is_within_2_ulp_or_flushed_to_zero(probe, kind):
     low = {"f32": -86.0, "f64": -707.0}[kind]
     x = np.random.default_rng(0).uniform(low, 0, 200_000).astype(KINDS[kind])
     assert ulps(probe("exp_nonpositive", x, kind), np.exp(x.astype(np.longdouble))) <= 2
@@ -72,7 +72,7 @@ def test_exp_nonpositive_is_within_2_ulp_or_flushed(probe, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_exp_over_a_temperature_rounds_the_temperature_once_and_is_within_2_ulp_of_that(probe, kind):
+def test_exp_over_a_temperature_is_within_2_ulp_for_the_rounded_temperature(probe, kind):
     low = 20 * {"f32": -86.0, "f64": -707.0}[kind]
     x = np.random.default_rng(0).uniform(low, 0, 200_000).astype(KINDS[kind])
     per_bit = np.longdouble(KINDS[kind](np.log2(np.e) / 20))
@@ -102,7 +102,7 @@ WORDS = np.concatenate(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_sin_and_cos_of_a_turn(probe, kind):
+def test_sin_and_cos_of_a_fraction_of_a_turn(probe, kind):
     angle = 2 * np.pi * (WORDS.astype(np.longdouble) / 2**32)
     eps = np.finfo(KINDS[kind]).eps
     for name, want in (("sin_turn", np.sin(angle)), ("cos_turn", np.cos(angle))):
@@ -113,7 +113,7 @@ def test_sin_and_cos_of_a_turn(probe, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_log_of_a_uniform_is_within_3_ulp_at_both_ends(probe, kind):
     u = (WORDS.astype(np.longdouble) + 0.5) / 2**32
-    assert ulps(probe("log_uniform", WORDS, kind), np.log(u)) <= 3  # one more for rounding U itself
+    assert ulps(probe("log_uniform", WORDS, kind), np.log(u)) <= 3  # one more, because U itself is rounded
     below_one = np.arange(2**32 - 1000, 2**32, dtype=np.uint64).astype(np.uint32)
     want = np.log1p(-((2**32 - 1 - below_one.astype(np.longdouble)) + 0.5) / 2**32)
     got = probe("log_uniform", below_one, kind)

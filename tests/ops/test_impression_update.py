@@ -1,4 +1,4 @@
-"""impression_update_: torch's Adam, plus the gradient of the priors and the clamp, in one pass and in place."""
+"""impression_update_: an Adam step in place, with the gradient of the pixel priors and a clamp."""
 
 import math
 
@@ -25,7 +25,7 @@ def run(update, x, grads, m, v, **options):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_without_priors_and_clamp_it_is_torchs_adam(dtype):
+def test_equals_torch_adam_without_priors_and_clamp(dtype):
     x, grads, m, v = state(dtype)
     leaf = x.clone().requires_grad_()
     adam = torch.optim.Adam([leaf], lr=0.1, betas=(0.8, 0.99), eps=1e-6)
@@ -34,9 +34,7 @@ def test_without_priors_and_clamp_it_is_torchs_adam(dtype):
         adam.step()
         ops.impression_update_(x, grad, m, v, step, lr=0.1, betas=(0.8, 0.99), eps=1e-6)
     assert (x - leaf).abs().max() <= 4 * torch.finfo(dtype).eps
-    assert torch.allclose(m, adam.state[leaf]["exp_avg"]) and torch.allclose(
-        v, adam.state[leaf]["exp_avg_sq"]
-    )
+    assert torch.allclose(m, adam.state[leaf]["exp_avg"]) and torch.allclose(v, adam.state[leaf]["exp_avg_sq"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
@@ -48,20 +46,20 @@ def test_without_priors_and_clamp_it_is_torchs_adam(dtype):
 def test_matches_the_reference(dtype, options):
     x, grads, m, v = state(dtype)
     got = run(ops.impression_update_, x.clone(), grads, m.clone(), v.clone(), **options)
-    # Beside a 16-bit x the reference runs in the same dtypes, since x is rounded at every step.
+    # For a 16-bit x the reference runs in the same dtypes, because x is rounded after every step.
     wide = (lambda t: t.double()) if dtype == torch.float32 else (lambda t: t)
     want = run(reference.impression_update_, wide(x), [wide(g) for g in grads], wide(m), wide(v), **options)
     for ours, exact, size in zip(got, want, (1.0, 1.0, 4.0), strict=True):
         assert (ours.double() - exact.double()).abs().max() <= 8 * size * torch.finfo(ours.dtype).eps
 
 
-def test_l1_prior_pulls_nothing_at_zero():
+def test_l1_prior_has_no_gradient_at_zero():
     x, m, v = torch.zeros(1, 4), torch.zeros(1, 4), torch.zeros(1, 4)
     ops.impression_update_(x, torch.zeros(1, 4), m, v, 1, lr=0.1, l1=1.0)
     assert torch.equal(x, torch.zeros(1, 4))
 
 
-def test_bounds_of_each_channel():
+def test_bounds_per_channel():
     x, grads, m, v = state()
     lo, hi = torch.tensor([0.0, 0.4, -math.inf]), torch.tensor([0.5, 0.6, math.inf])
     run(ops.impression_update_, x, grads, m, v, lo=lo, hi=hi)
@@ -71,7 +69,7 @@ def test_bounds_of_each_channel():
     assert x[:, 1].min() >= 0.4 and x[:, 1].max() <= 0.6 and x[:, 2].max() > 0.6
 
 
-def test_impressions_do_not_feel_their_batch_mates():
+def test_an_impression_does_not_depend_on_its_batch():
     x, grads, m, v = state()
     run(ops.impression_update_, x, grads, m, v, l1=0.1, lo=0.0, hi=1.0)
     alone, grads, m, v = state()
@@ -81,7 +79,7 @@ def test_impressions_do_not_feel_their_batch_mates():
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
-def test_every_layout_gives_the_bits_of_the_contiguous_one(per_channel):
+def test_every_layout_gives_the_same_bits(per_channel):
     bounds = {"lo": torch.tensor([0.0, 0.1, 0.2]), "hi": 1.0} if per_channel else {"lo": 0.0, "hi": 1.0}
     want, *_ = run(ops.impression_update_, *state(), l1=0.1, **bounds)
 
@@ -105,13 +103,11 @@ def test_every_layout_gives_the_bits_of_the_contiguous_one(per_channel):
     assert torch.equal(sliced[0], want) and holder[..., 1::2].isnan().all()
 
     x, grads, m, v = state()
-    mixed = run(
-        ops.impression_update_, x, [g.to(memory_format=channels_last) for g in grads], m, v, l1=0.1, **bounds
-    )
+    mixed = run(ops.impression_update_, x, [g.to(memory_format=channels_last) for g in grads], m, v, l1=0.1, **bounds)
     assert torch.equal(mixed[0], want)
 
 
-def test_gradient_is_not_changed_and_an_expanded_one_serves():
+def test_gradient_is_not_changed_and_may_be_expanded():
     x, grads, m, v = state()
     grad = grads[0][:1].expand(SHAPE)
     kept = grad.clone()
@@ -121,14 +117,14 @@ def test_gradient_is_not_changed_and_an_expanded_one_serves():
     assert torch.equal(x, other) and torch.equal(grad, kept)
 
 
-def test_nan_is_not_clamped_away():
+def test_clamp_keeps_nan():
     x, grads, m, v = state()
     grads[0][1, 1, 1, 1] = torch.nan
     ops.impression_update_(x, grads[0], m, v, 1, lr=0.1, lo=0.0, hi=1.0)
     assert x[1, 1, 1, 1].isnan() and x.isnan().sum() == 1
 
 
-def test_step_and_rate_may_be_tensors():
+def test_step_and_learning_rate_may_be_tensors():
     x, grads, m, v = state()
     ops.impression_update_(x, grads[0], m, v, torch.tensor(3), lr=torch.tensor(0.05))
     other, _, m, v = state()
@@ -198,7 +194,7 @@ def test_opcheck_and_compile():
         ({"x": torch.zeros(2, 3).int()}, TypeError, "wanted"),
     ],
 )
-def test_bad_arguments_are_named_and_nothing_is_changed(change, error, message):
+def test_errors_name_the_bad_argument_and_x_is_not_changed(change, error, message):
     good = {
         "x": torch.ones(2, 3),
         "grad": torch.ones(2, 3),

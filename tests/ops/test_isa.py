@@ -1,4 +1,4 @@
-"""Every instruction set of this build that this machine has: the same draws to the bit, the same losses to rounding."""
+"""All instruction sets of this build and machine: draws with the same bits, losses equal up to rounding."""
 
 import os
 import subprocess
@@ -50,7 +50,7 @@ def chosen():
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_instruction_set_gives_the_same_results(isa, chosen):
+def test_every_instruction_set_gives_the_same_results(isa, chosen):
     result = run_on(isa)
     if "this machine or build has no" in result.stderr:
         pytest.skip(f"this machine or build has no {isa}")
@@ -61,7 +61,7 @@ def test_instruction_set_gives_the_same_results(isa, chosen):
     assert float(worst) <= 1e-5
 
 
-def test_unknown_instruction_set_is_named():
+def test_error_names_an_unknown_instruction_set():
     result = run_on("sse9")
     assert result.returncode != 0
     assert "ZSKD_FAST_ISA=sse9: wanted baseline, avx2 or avx512" in result.stderr

@@ -1,4 +1,4 @@
-"""max_pool: torch's max_pool2d in windows of 2x2, to the bit, result and gradient."""
+"""max_pool: result and gradient have the bits of torch's max_pool2d(x, 2)."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from zskd_fast._extension import _C
 
 
 def image(shape, seed=0):
-    """Few different values, so that most windows have ties."""
+    """An image of few different values, so that most windows have equal ones."""
     return torch.randint(-3, 3, shape, generator=torch.Generator().manual_seed(seed)).float()
 
 
@@ -26,7 +26,7 @@ def assert_same(x):
 
 @pytest.mark.parametrize("height", [2, 3, 10, 28])
 @pytest.mark.parametrize("width", [2, 3, 4, 7, 8, 9, 10, 15, 16, 28, 33])
-def test_it_is_torchs_to_the_bit(height, width):
+def test_has_the_bits_of_torch(height, width):
     assert_same(image((3, 2, height, width)))
 
 
@@ -52,7 +52,7 @@ def test_nan_and_infinity(width):
     ],
     ids=["channels_last", "float64", "one image", "empty", "sliced"],
 )
-def test_whatever_else_is_torchs_own(x):
+def test_other_inputs_are_passed_to_torch(x):
     assert_same(x)
 
 
@@ -68,7 +68,7 @@ def test_same_bits_for_every_thread_count():
     assert all(torch.equal(result, results[0]) for result in results)
 
 
-def test_a_compiled_call_has_the_same_result():
+def test_compiled_call_has_the_same_result():
     x = image((2, 3, 8, 8))
     compiled = torch.compile(lambda x: ops.max_pool(x) + 1, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(x), reference.max_pool(x) + 1)
@@ -83,6 +83,6 @@ def test_a_compiled_call_has_the_same_result():
         (torch.zeros(1, 1, 1, 4), ValueError, "wanted images of at least 2x2"),
     ],
 )
-def test_the_kernel_refuses_what_it_cannot_read(x, error, message):
+def test_kernel_rejects_other_inputs(x, error, message):
     with pytest.raises(error, match=message):
         _C.max_pool(x)

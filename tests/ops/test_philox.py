@@ -1,4 +1,4 @@
-"""philox: the published generator, and variates that depend on their name alone."""
+"""philox: the published random words, and variates that depend only on seed, id and stream."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ import torch
 from zskd_fast import ops, reference
 from zskd_fast.reference.philox import philox4x32_10
 
-# Known answers of philox4x32-10 from the kat_vectors of Random123, the authors' own library.
+# Known answers of philox4x32-10: kat_vectors of Random123, the library of its authors.
 PUBLISHED = [
     ([0x00000000] * 4, [0x00000000] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
     ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
@@ -26,8 +26,8 @@ def test_reference_gives_the_published_words(counter, key, want):
     assert got.tolist() == want
 
 
-def test_op_has_the_reference_words_at_the_ends_of_every_counter():
-    """A float64 uniform shows all 32 bits of its word."""
+def test_op_uses_the_words_of_the_reference_for_extreme_ids_seeds_and_streams():
+    """A float64 uniform variate has all 32 bits of its word."""
     ids = torch.tensor([0, 1, 2**31, 2**40 + 7, -1])
     for seed in (0, 2**32, 2**63 - 1):
         for stream in (0, 5, 2**28 - 1):
@@ -47,7 +47,7 @@ def test_variates_match_the_reference(distribution, dtype):
 
 
 @pytest.mark.parametrize("distribution", ["uniform", "normal"])
-def test_a_row_depends_on_its_name_alone(distribution):
+def test_a_row_depends_only_on_seed_id_and_stream(distribution):
     ids = torch.arange(1000, 1300)
     whole = ops.philox(ids, 21, seed=1, stream=2, distribution=distribution)
     order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
@@ -61,7 +61,7 @@ def test_a_row_depends_on_its_name_alone(distribution):
     )
 
 
-def test_every_part_of_the_name_matters():
+def test_seed_id_and_stream_all_matter():
     draw = ops.philox(torch.tensor([5]), 8, seed=1, stream=2)
     for other in (
         ops.philox(torch.tensor([6]), 8, seed=1, stream=2),
@@ -73,7 +73,7 @@ def test_every_part_of_the_name_matters():
         assert not (draw == other).any()
 
 
-def test_uniform_and_normal_have_their_distributions():
+def test_variates_have_the_right_distribution():
     ids = torch.arange(2000)
     uniform = ops.philox(ids, 100, seed=4, stream=0).flatten().numpy()
     normal = ops.philox(ids, 100, seed=4, stream=1, distribution="normal").flatten().numpy()
@@ -96,7 +96,7 @@ def test_same_bits_for_every_thread_count():
     assert all(torch.equal(result, results[0]) for result in results)
 
 
-def test_empty_requests():
+def test_no_ids_and_no_variates():
     assert ops.philox(torch.empty(0, dtype=torch.int64), 5, seed=0, stream=0).shape == (0, 5)
     assert ops.philox(torch.arange(3), 0, seed=0, stream=0).shape == (3, 0)
 
@@ -105,9 +105,7 @@ def test_opcheck_and_compile():
     ids = torch.arange(6)
     arguments = (ids, 5, 1, 2, "normal", torch.float32)
     torch.library.opcheck(torch.ops.zskd_fast.philox.default, arguments)
-    compiled = torch.compile(
-        lambda i: ops.philox(i, 5, seed=1, stream=2) + 1, fullgraph=True, backend="aot_eager"
-    )
+    compiled = torch.compile(lambda i: ops.philox(i, 5, seed=1, stream=2) + 1, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(ids), ops.philox(ids, 5, seed=1, stream=2) + 1)
 
 
@@ -123,7 +121,7 @@ def test_opcheck_and_compile():
         ({"dtype": torch.float16}, TypeError, "dtype is Half, wanted float32 or float64"),
     ],
 )
-def test_bad_arguments_are_named(arguments, error, message):
+def test_errors_name_the_bad_argument(arguments, error, message):
     good = {"ids": torch.arange(2), "count": 3, "seed": 0, "stream": 0}
     with pytest.raises(error, match=message):
         ops.philox(**{**good, **arguments})

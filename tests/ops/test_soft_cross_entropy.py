@@ -1,4 +1,4 @@
-"""soft_cross_entropy: loss and gradient against float64, every layout, and the promises around autograd."""
+"""soft_cross_entropy: loss and gradient compared with float64, for every layout, and under autograd."""
 
 import pytest
 import torch
@@ -15,8 +15,9 @@ from row_losses import (
 )
 
 from zskd_fast import nn, ops, reference
+from zskd_fast._extension import _C
 
-ROWS = 37  # two full packs of sixteen rows and a rest
+ROWS = 37  # two full packs of sixteen rows and a remainder
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -31,7 +32,7 @@ def test_value_and_gradient_match_float64(dtype, classes, temperature):
     precise = {torch.float64: 1e-14}.get(dtype, 1e-6)
     assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert grad.dtype == dtype
-    if classes > 1:  # with one class both are zero but for the rounding of a 16-bit target
+    if classes > 1:  # with one class both are zero, except for the rounding of a 16-bit target
         assert_close(loss, want_loss, 3 * precise, "loss")
         assert_close(grad, want_grad, max(3 * precise, torch.finfo(dtype).eps), "gradient")
     else:
@@ -41,9 +42,7 @@ def test_value_and_gradient_match_float64(dtype, classes, temperature):
 @pytest.mark.parametrize("classes", [10, 1000])
 def test_float32_error_is_no_larger_than_torchs_own(classes):
     logits, target = logits_of(500, classes), targets_of(500, classes)
-    exact_loss, exact_grad = value_and_grad(
-        reference.soft_cross_entropy, logits.double(), target.double(), 4.0, "none"
-    )
+    exact_loss, exact_grad = value_and_grad(reference.soft_cross_entropy, logits.double(), target.double(), 4.0, "none")
 
     def torch_loss(z, y, temperature, reduction):
         return F.cross_entropy(z / temperature, y, reduction=reduction)
@@ -61,9 +60,7 @@ def test_float32_error_is_no_larger_than_torchs_own(classes):
 def test_gradcheck_for_every_reduction(reduction, classes):
     logits = logits_of(5, classes, torch.float64).requires_grad_()
     target = targets_of(5, classes, torch.float64)
-    assert torch.autograd.gradcheck(
-        lambda z: ops.soft_cross_entropy(z, target, 4.0, reduction=reduction), (logits,)
-    )
+    assert torch.autograd.gradcheck(lambda z: ops.soft_cross_entropy(z, target, 4.0, reduction=reduction), (logits,))
 
 
 def test_targets_need_not_sum_to_one():
@@ -73,11 +70,11 @@ def test_targets_need_not_sum_to_one():
     want = value_and_grad(reference.soft_cross_entropy, logits, target, 4.0, "sum")
     assert_close(got[0], want[0], 1e-14, "loss")
     assert_close(got[1], want[1], 1e-14, "gradient")
-    assert torch.equal(got[1][0], torch.zeros(10, dtype=torch.float64))  # a zero row asks for nothing
+    assert torch.equal(got[1][0], torch.zeros(10, dtype=torch.float64))  # the target of row 0 is all zeros
 
 
 @pytest.mark.parametrize("classes", [10, 200])
-def test_every_layout_gives_the_bits_of_the_contiguous_one(classes):
+def test_every_layout_gives_the_same_bits(classes):
     logits, target = logits_of(ROWS, classes), targets_of(ROWS, classes)
     want = value_and_grad(ops.soft_cross_entropy, logits, target, 4.0, "none")
     for name, z in layouts(logits).items():
@@ -88,14 +85,14 @@ def test_every_layout_gives_the_bits_of_the_contiguous_one(classes):
             assert torch.equal(grad, want[1]), f"gradient of {name} logits, {other_name} target"
 
 
-def test_an_expanded_target_row_serves_all_rows():
+def test_target_may_be_one_expanded_row():
     logits, row = logits_of(ROWS, 10), targets_of(1, 10)
     got = ops.soft_cross_entropy(logits, row.expand(ROWS, 10), 4.0)
     assert torch.equal(got, ops.soft_cross_entropy(logits, row.repeat(ROWS, 1), 4.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_16_bit_logits_take_a_float32_target(dtype):
+def test_16_bit_logits_and_float32_target(dtype):
     logits, target = logits_of(ROWS, 10, dtype), targets_of(ROWS, 10)
     got = value_and_grad(ops.soft_cross_entropy, logits, target, 4.0, "none")
     want = value_and_grad(reference.soft_cross_entropy, logits.double(), target.double(), 4.0, "none")
@@ -103,7 +100,7 @@ def test_16_bit_logits_take_a_float32_target(dtype):
     assert_close(got[1], want[1], torch.finfo(dtype).eps, "gradient")
 
 
-def test_empty_batch_has_torchs_semantics():
+def test_empty_batch_gives_what_torch_gives():
     logits, target = torch.empty(0, 10, requires_grad=True), torch.empty(0, 10)
     assert ops.soft_cross_entropy(logits, target, 4.0).isnan()
     assert ops.soft_cross_entropy(logits, target, 4.0, reduction="none").shape == (0,)
@@ -113,7 +110,7 @@ def test_empty_batch_has_torchs_semantics():
 
 
 @pytest.mark.parametrize("classes", [4, 64])
-def test_ruled_out_class_without_target_contributes_nothing(classes):
+def test_infinite_negative_logit_with_target_zero_contributes_nothing(classes):
     logits, target = logits_of(2, classes), targets_of(2, classes)
     logits[:, 1], target[:, 1] = -torch.inf, 0
     loss, grad = value_and_grad(ops.soft_cross_entropy, logits, target, 4.0, "none")
@@ -124,7 +121,7 @@ def test_ruled_out_class_without_target_contributes_nothing(classes):
     assert torch.equal(grad[:, 1], torch.zeros(2))
 
 
-def test_ruled_out_class_with_target_costs_infinitely_much():
+def test_infinite_negative_logit_with_a_target_has_infinite_loss():
     logits, target = torch.tensor([[0.0, -torch.inf]]), torch.tensor([[0.5, 0.5]])
     assert ops.soft_cross_entropy(logits, target, 1.0) == torch.inf
 
@@ -140,7 +137,7 @@ def test_nan_stays_nan_and_stays_in_its_row(classes, bad):
 
 
 @pytest.mark.parametrize("shift", [0.0, 1e4, -1e4])
-def test_huge_logits_neither_overflow_nor_lose_the_loss(shift):
+def test_huge_logits_neither_overflow_nor_lose_precision(shift):
     logits = torch.tensor([[0.0, 90.0, -90.0]], dtype=torch.float64) + shift
     target = torch.tensor([[0.2, 0.3, 0.5]], dtype=torch.float64)
     got = ops.soft_cross_entropy(logits, target, 1.0)
@@ -163,7 +160,7 @@ def test_same_bits_for_every_thread_count_and_repeat(classes):
 
 
 @pytest.mark.parametrize(("rows", "classes"), [(37, 10), (3, 1000), (300, 33000)])
-def test_out_buffer_is_written_whole_and_nothing_else_is(rows, classes):
+def test_all_of_out_is_written_and_nothing_else(rows, classes):
     logits, target = logits_of(rows, classes), targets_of(rows, classes)
     kept = logits.clone(), target.clone()
     guarded = torch.full((rows + 2, classes), torch.nan)
@@ -175,7 +172,7 @@ def test_out_buffer_is_written_whole_and_nothing_else_is(rows, classes):
     assert torch.equal(logits, kept[0]) and torch.equal(target, kept[1])
 
 
-def test_mean_loss_backward_meets_a_stride_0_upstream_gradient():
+def test_upstream_gradient_may_have_stride_0():
     logits, target = logits_of(ROWS, 10).requires_grad_(), targets_of(ROWS, 10)
     ops.soft_cross_entropy(logits, target, 4.0, reduction="none").mean().backward()
     want = value_and_grad(ops.soft_cross_entropy, logits, target, 4.0, "mean")[1]
@@ -190,7 +187,7 @@ def test_upstream_gradient_scales_the_gradient(weight):
     assert_close(logits.grad, weight * want, 1e-6, "gradient")
 
 
-def test_repeated_backward_through_a_retained_graph_adds_up():
+def test_repeated_backward_through_a_retained_graph_accumulates():
     logits, target = logits_of(ROWS, 10).requires_grad_(), targets_of(ROWS, 10)
     loss = ops.soft_cross_entropy(logits, target, 4.0)
     for _ in range(3):
@@ -220,7 +217,7 @@ def test_autocast_backpropagates_through_a_16_bit_layer():
     assert layer.weight.grad.abs().sum() > 0
 
 
-def test_double_backward_is_refused_by_name():
+def test_error_of_double_backward_names_the_op():
     logits, target = logits_of(4, 3).requires_grad_(), targets_of(4, 3)
     with pytest.raises(RuntimeError, match="soft_cross_entropy: double backward"):
         torch.autograd.grad(ops.soft_cross_entropy(logits, target, 4.0), logits, create_graph=True)
@@ -239,7 +236,7 @@ def test_opcheck(reduction, with_grad):
     )
 
 
-def test_compiles_whole_with_a_dynamic_batch():
+def test_compiles_as_one_graph_with_a_dynamic_batch():
     def step(z, y):
         return ops.soft_cross_entropy(z * 2, y, 4.0)
 
@@ -254,7 +251,7 @@ def test_compiles_whole_with_a_dynamic_batch():
         assert_close(leaf.grad, other.grad, 1e-6, "gradient")
 
 
-def test_module_is_the_op():
+def test_module_calls_the_op():
     logits, target = logits_of(5, 10), targets_of(5, 10)
     loss = nn.SoftCrossEntropyLoss(temperature=20.0, reduction="sum")
     assert torch.equal(loss(logits, target), ops.soft_cross_entropy(logits, target, 20.0, reduction="sum"))
@@ -278,13 +275,9 @@ Z, Y = torch.zeros(4, 3), torch.full((4, 3), 1 / 3)
         ((Z, Y.clone().requires_grad_(), 1.0), "mean", ValueError, r"pass target.detach\(\)"),
     ],
 )
-def test_bad_arguments_are_named(arguments, reduction, error, message):
+def test_errors_name_the_bad_argument(arguments, reduction, error, message):
     with pytest.raises(error, match=message):
-        if arguments[
-            0
-        ].is_meta:  # the dispatcher would answer for a meta tensor: ask the host function itself
-            from zskd_fast._extension import _C
-
+        if arguments[0].is_meta:  # the dispatcher would call the fake kernel: call the host function directly
             _C.soft_cross_entropy(*arguments, reduction, True, None)
         ops.soft_cross_entropy(*arguments, reduction=reduction)
 
@@ -298,6 +291,6 @@ def test_bad_arguments_are_named(arguments, reduction, error, message):
         (Z, ValueError, "out shares memory with logits"),
     ],
 )
-def test_unusable_out_buffers_are_named(out, error, message):
+def test_errors_name_an_unusable_out(out, error, message):
     with pytest.raises(error, match=message):
         ops.soft_cross_entropy_value_and_grad(Z, Y, 1.0, out=out)

@@ -1,22 +1,24 @@
-"""Training a teacher: it learns, it repeats itself bit for bit, and it touches nothing else."""
+"""Training of a teacher: it learns, the same seed gives the same bits, and nothing else changes."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
+from zskd_fast.config.input_spec import InputSpec
 from zskd_fast.config.teacher_recipe import TeacherRecipe
 from zskd_fast.errors import InputError
 from zskd_fast.models import AlexNet, LeNet5, LeNet5Half
-from zskd_fast.models.loading import ASSETS, load_model
+from zskd_fast.models.classifier import Classifier
+from zskd_fast.models.user_models import ASSETS, load_model
 from zskd_fast.real_data.evaluation import accuracy
-from zskd_fast.real_data.images import LabelledImages, load_idx_images, to_input
+from zskd_fast.real_data.image_sets import LabelledImages, load_folder, to_input
 from zskd_fast.real_data.train_teacher import train_teacher
 
 
 @pytest.fixture(scope="module")
 def images() -> LabelledImages:
-    """Four classes told apart by the quarter of the picture that is bright."""
+    """Four classes; each has another bright quarter of the image."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(400) % 4
     pixels = torch.randint(0, 60, (400, 1, 28, 28), dtype=torch.uint8, generator=generator)
@@ -29,7 +31,7 @@ def images() -> LabelledImages:
 RECIPE = TeacherRecipe(epochs=3, batch_size=32, held_out=80)
 
 
-def test_learns_and_reports_each_epoch(images):
+def test_the_teacher_learns_and_each_epoch_is_reported(images):
     trained = train_teacher(LeNet5Half, images, RECIPE, seed=0, progress=False)
     assert len(trained.loss) == len(trained.validation) == 3
     assert trained.loss[-1] < 0.5 * trained.loss[0]
@@ -53,9 +55,7 @@ def test_held_out_images_are_not_trained_on(images):
     labels = images.labels.clone()
     labels[order[:80]] = 3 - labels[order[:80]]
     poisoned = LabelledImages(images.images, labels, images.source)
-    runs = [
-        train_teacher(LeNet5Half, chosen, recipe, seed=0, progress=False) for chosen in (images, poisoned)
-    ]
+    runs = [train_teacher(LeNet5Half, chosen, recipe, seed=0, progress=False) for chosen in (images, poisoned)]
     assert runs[0].loss == runs[1].loss
     assert runs[0].validation != runs[1].validation
 
@@ -65,7 +65,7 @@ def test_without_held_out_images_there_is_no_validation(images):
     assert train_teacher(LeNet5Half, images, recipe, seed=0, progress=False).validation == []
 
 
-def test_nothing_left_to_train_on(images):
+def test_held_out_must_leave_images_to_train_on(images):
     with pytest.raises(InputError, match="held_out is 400, wanted fewer than the 400 training images"):
         train_teacher(LeNet5Half, images, TeacherRecipe(held_out=400), seed=0, progress=False)
 
@@ -76,9 +76,9 @@ def test_nothing_left_to_train_on(images):
         (AlexNet, r"\[1, 32, 32\]"),
         (lambda: LeNet5Half(num_classes=3), "has 3 classes, but there are labels up to 3"),
     ],
-    ids=["colour images wanted", "too few classes"],
+    ids=["color images wanted", "too few classes"],
 )
-def test_model_that_does_not_fit_the_images(images, build, sentence):
+def test_a_model_that_does_not_fit_the_images_is_refused(images, build, sentence):
     with pytest.raises(InputError, match=sentence):
         train_teacher(build, images, RECIPE, seed=0, progress=False)
 
@@ -94,15 +94,15 @@ def test_a_loss_that_explodes_is_an_error(images):
     [
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"max_learning_rate": 0.0}, "max_learning_rate must be positive"),
-        ({"max_learning_rate": float("nan")}, "max_learning_rate must be positive, got nan"),
-        ({"warm_up_fraction": 1.0}, "warm_up_fraction must lie between 0 and 1"),
-        ({"label_smoothing": 1.0}, r"label_smoothing must lie in \[0, 1\)"),
-        ({"rotation_sigma": -0.1}, "rotation_sigma must not be negative"),
-        ({"held_out": -1}, "held_out must not be negative"),
+        ({"max_learning_rate": 0.0}, "max_learning_rate must be above 0, got 0.0"),
+        ({"max_learning_rate": float("nan")}, "max_learning_rate must be a finite number, got nan"),
+        ({"warmup_fraction": 1.0}, "warmup_fraction must be between 0 and 1, both excluded, got 1.0"),
+        ({"label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\), got 1.0"),
+        ({"rotation_sigma": -0.1}, "rotation_sigma must be at least 0, got -0.1"),
+        ({"held_out": -1}, "held_out must be at least 0, got -1"),
     ],
 )
-def test_recipe_refuses_senseless_numbers(values, sentence):
+def test_recipe_refuses_numbers_out_of_range(values, sentence):
     with pytest.raises(InputError, match=sentence):
         TeacherRecipe(**values)
 
@@ -110,5 +110,5 @@ def test_recipe_refuses_senseless_numbers(values, sentence):
 def test_shipped_teacher_reaches_its_accuracy_on_the_shipped_test_split():
     teacher = load_model("zskd_fast.models:LeNet5", ASSETS / "lenet5-mnist.safetensors")
     assert isinstance(teacher, LeNet5)
-    test = load_idx_images(ASSETS / "mnist-t10k", "test")
-    assert accuracy(teacher, to_input(test.images), test.labels) >= 0.992
+    test = load_folder(ASSETS / "mnist-t10k", "test")
+    assert accuracy(Classifier(teacher, InputSpec((1, 32, 32))), to_input(test.images), test.labels) >= 0.992

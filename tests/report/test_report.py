@@ -1,4 +1,4 @@
-"""The report is one file, complete, and says what the run was."""
+"""The report is one self-contained file with the impressions, the recipe, the times and the origin of a run."""
 
 import base64
 import io
@@ -19,22 +19,27 @@ from small_models import (
 )
 
 from zskd_fast.config.input_spec import InputSpec
+from zskd_fast.config.serialization import to_plain
 from zskd_fast.errors import InputError
+from zskd_fast.models.classifier import Classifier
 from zskd_fast.real_data.evaluation import TestSet
 from zskd_fast.report import figures, write_report
-from zskd_fast.run.pipeline import Job, Model, run_job
+from zskd_fast.run.job import Job, run_job
 from zskd_fast.run.run_folder import RunFolder
 
 
-def make_run(
-    out, spec=IMAGE, classes=4, impressions=40, build=image_classifier, test=True, name="users:build"
-):
-    """A whole small run, without the command line."""
-    teacher, student = (Model(build(classes=classes, seed=seed), name) for seed in (0, 1))
+def make_run(out, spec=IMAGE, classes=4, impressions=40, build=image_classifier, test=True, name="users:build"):
+    """Do a whole small run, without the command line."""
     labels = torch.arange(6) % classes
     test_set = TestSet(torch.rand(6, *spec.shape), labels, "six made-up images") if test else None
-    recipe = distillation_recipe(steps=4)
-    job = Job(teacher, student, spec, recipe, test_set, out, seed=0, device=torch.device("cpu"))
+    job = Job(
+        teacher=Classifier(build(classes=classes, seed=0), spec, name=name),
+        student=Classifier(build(classes=classes, seed=1), spec, role="student", name=name),
+        distillation=distillation_recipe(steps=4),
+        out=out,
+        seed=0,
+        test=test_set,
+    )
     return run_job(job, synthesis_recipe(impressions=impressions, steps=2))
 
 
@@ -49,7 +54,7 @@ def html(run) -> str:
 
 
 class _Page(HTMLParser):
-    """Collects the tags, and checks that every one is closed."""
+    """Collects the tags and checks that every one is closed."""
 
     VOID = frozenset(("meta", "img", "br", "path", "rect", "use"))
 
@@ -71,7 +76,7 @@ class _Page(HTMLParser):
             assert self.open.pop() == tag
 
 
-def test_is_well_formed_and_needs_nothing_beside_itself(html):
+def test_the_page_is_well_formed_and_loads_nothing(html):
     page = _Page(html)
     assert page.open == []
     assert not any(tag in ("script", "link", "iframe") for tag, _ in page.tags)
@@ -81,7 +86,7 @@ def test_is_well_formed_and_needs_nothing_beside_itself(html):
     assert not re.search(r"url\((?!#)|@import", html)
 
 
-def test_shows_each_class_with_pictures_and_targets(html):
+def test_each_class_is_shown_with_pictures_and_targets(html):
     page = _Page(html)
     pictures = [attributes for tag, attributes in page.tags if tag == "img"]
     assert len(pictures) == 4 * 8
@@ -101,8 +106,13 @@ def test_pictures_are_the_impressions(run, html):
     np.testing.assert_allclose(pixels, wanted, atol=1 / 255)
 
 
-def test_shows_every_number_of_the_recipe(run, html):
+def test_every_number_of_the_recipe_is_shown(run, html):
     text = re.sub(r"<[^>]+>", "|", html)
+    identity = run.record.identity
+    for part in (identity.impressions.input, identity.impressions.recipe, identity.student.recipe):
+        for key, value in to_plain(part).items():
+            for name in (key, *value) if isinstance(value, dict) else (key,):
+                assert name.replace("_", " ") in text
     for key in (
         "concentration floor",
         "final learning rate fraction",
@@ -115,12 +125,12 @@ def test_shows_every_number_of_the_recipe(run, html):
     assert re.search(r"\|betas\|+1, 0.1\|", text)
 
 
-def test_shows_times_accuracies_and_provenance(run, html):
+def test_times_accuracies_and_provenance_are_shown(run, html):
     record = run.record
     for phase in ("teacher forward", "teacher backward", "update", "student", "augmentation", "io"):
         assert phase in html
     assert f"{record.accuracy.student:.2%}" in html and f"{record.accuracy.teacher:.2%}" in html
-    assert record.identity["teacher"]["sha256"] in html
+    assert record.identity.impressions.teacher.sha256 in html
     assert torch.__version__ in html
     assert "six made-up images" in html
 
@@ -129,22 +139,20 @@ def test_equal_runs_give_equal_reports(run, html, tmp_path):
     assert write_report(run, tmp_path / "again.html").read_text("utf-8") == html
 
 
-def test_without_test_images_no_accuracy_is_claimed(tmp_path):
+def test_without_test_images_no_accuracy_is_shown(tmp_path):
     html = write_report(make_run(tmp_path / "out", test=False)).read_text("utf-8")
-    assert (
-        "accuracy" not in html.lower().replace("test accuracy", "accuracy") or "teacher accuracy" not in html
-    )
+    assert "accuracy" not in html.lower().replace("test accuracy", "accuracy") or "teacher accuracy" not in html
     assert "Accuracy on real test images" not in html
 
 
-def test_more_classes_than_are_shown(tmp_path):
+def test_only_the_first_ten_classes_are_shown(tmp_path):
     run = make_run(tmp_path / "out", classes=12, impressions=24)
     html = write_report(run).read_text("utf-8")
     assert "The first 10 of 12 classes." in html
     assert sum(tag == "img" for tag, _ in _Page(html).tags) == 10 * 2
 
 
-def test_inputs_that_are_no_images(tmp_path):
+def test_inputs_that_are_not_images_are_shown_as_rows(tmp_path):
     run = make_run(tmp_path / "out", spec=VECTOR, build=vector_classifier)
     assert sum(tag == "img" for tag, _ in _Page(write_report(run).read_text("utf-8")).tags) == 4 * 8
 
@@ -154,11 +162,19 @@ def test_names_are_escaped(tmp_path):
     assert "<script>" not in html and "&lt;script&gt;" in html
 
 
-def test_unfinished_run_has_no_report(tmp_path):
-    run = RunFolder.open_or_create(tmp_path / "out", {"seed": 0})
+def test_unfinished_run_has_no_report(run, tmp_path):
+    unfinished = RunFolder.open_or_create(tmp_path / "out", run.record.identity)
     with pytest.raises(InputError, match="the run has not finished"):
-        write_report(run)
-    assert not run.report_path.exists()
+        write_report(unfinished)
+    assert not unfinished.report_path.exists()
+
+
+def test_a_run_without_class_similarity_has_no_map_of_it(run, html, tmp_path):
+    other = RunFolder.read(run.folder)
+    other.record.class_similarity = []  # as after `distill` from a store that was made with a matrix as the layer
+    other_html = write_report(other, tmp_path / "other.html").read_text("utf-8")
+    assert "Class similarity" in html and "Class similarity" not in other_html
+    assert _Page(other_html).open == []
 
 
 def decoded(uri: str) -> np.ndarray:
@@ -167,12 +183,10 @@ def decoded(uri: str) -> np.ndarray:
 
 def test_picture_maps_the_valid_range_to_black_and_white():
     x = np.array([[[-2.0, 0.0], [2.0, 9.0]]])
-    np.testing.assert_allclose(
-        decoded(figures.picture(x, (-2.0, 2.0)))[:, :, 0], [[0, 0.5], [1, 1]], atol=0.01
-    )
+    np.testing.assert_allclose(decoded(figures.picture(x, (-2.0, 2.0)))[:, :, 0], [[0, 0.5], [1, 1]], atol=0.01)
 
 
-def test_picture_keeps_colours_apart():
+def test_picture_keeps_the_color_channels_apart():
     x = np.zeros((3, 2, 5), dtype=np.float32)
     x[1, 0, 3] = 1.0
     pixels = decoded(figures.picture(x, (0.0, 1.0)))
@@ -190,12 +204,12 @@ def test_bars_have_the_height_of_the_target():
     svg = figures.target_bars([0.75, 0.25, 0.0], [0.5, 0.5, 0.0], own_class=1)
     heights = [float(height) for height in re.findall(r'height="([\d.]+)"', svg)]
     assert heights == [pytest.approx(0.75 * 26), pytest.approx(0.25 * 26)]
-    assert svg.index(figures.GREY) < svg.index(figures.STUDENT)
+    assert svg.index(figures.GRAY) < svg.index(figures.STUDENT)
 
 
-def test_input_range_of_the_run_reaches_the_pictures(tmp_path):
+def test_pictures_use_the_valid_range_of_the_run(tmp_path):
     spec = InputSpec((1, 8, 8), valid_range=(-4.0, 4.0))
     run = make_run(tmp_path / "out", spec=spec)
     page = _Page(write_report(run).read_text("utf-8"))
     first = next(values["src"] for tag, values in page.tags if tag == "img")
-    assert 0.3 < decoded(first)[:, :, 0].mean() < 0.7  # raw values near 0 are mid-grey in this range
+    assert 0.3 < decoded(first)[:, :, 0].mean() < 0.7  # raw values near 0 are mid-gray in this range

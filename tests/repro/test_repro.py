@@ -1,7 +1,11 @@
-"""Repetitions: every way to a student, once each, written down and not done again."""
+"""Repetitions: each method runs once, and its outcome is written and not computed again."""
 
 import dataclasses
+import functools
+import operator
 import typing
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,34 +14,38 @@ from outcomes import outcome as _outcome
 
 from zskd_fast.cli import main as cli
 from zskd_fast.cli.options import Repro
-from zskd_fast.config.recipe import load_recipe
+from zskd_fast.config.recipe import Recipe
+from zskd_fast.config.recipe_files import load_recipe
+from zskd_fast.config.serialization import to_plain
 from zskd_fast.errors import InputError
-from zskd_fast.repro import methods as ways
+from zskd_fast.models import classifier
+from zskd_fast.repro import methods
 from zskd_fast.repro import repeat as module
-from zskd_fast.repro.methods import REAL, WAYS
+from zskd_fast.repro.methods import METHODS, REAL, Task
 from zskd_fast.repro.repeat import Order, repeat
-from zskd_fast.repro.results import Outcome, read_table, upsert
+from zskd_fast.repro.results import Outcome, change_text, read_outcomes, upsert
 from zskd_fast.repro.setups import SETUPS
 from zskd_fast.repro.table import accuracy_table
 
 _CPU = torch.device("cpu")
-
-
-def _small_recipe():
-    recipe = load_recipe("fast-small")
-    synthesis = dataclasses.replace(recipe.synthesis, impressions=20, steps=3, batch_size=10, shard_size=10)
-    distillation = dataclasses.replace(recipe.distillation, steps=6, batch_size=8)
-    return dataclasses.replace(recipe, synthesis=synthesis, distillation=distillation)
+_SMALL = {
+    "synthesis.impressions": 20,
+    "synthesis.steps": 3,
+    "synthesis.batch_size": 10,
+    "synthesis.shard_size": 10,
+    "distillation.steps": 6,
+    "distillation.batch_size": 8,
+}
 
 
 @pytest.fixture(autouse=True)
-def few_timed_steps(monkeypatch):
-    monkeypatch.setattr(ways, "_TIMED_STEPS", 5)
+def few_timed_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(methods, "_TIMED_STEPS", 5)
 
 
 @pytest.fixture
-def data(tmp_path):
-    """Forty real images, as it were, in each split."""
+def data(tmp_path: Path) -> Path:
+    """A data set with forty images of noise in each split."""
     generator = torch.manual_seed(0)
     folder = tmp_path / "data"
     folder.mkdir()
@@ -49,69 +57,131 @@ def data(tmp_path):
     return folder
 
 
-def _order(tmp_path, data, **changes):
+def _order(tmp_path: Path, data: Path | None, **changes: Any) -> Order:
     out = tmp_path / "out"
-    order = Order("fast-mnist", _small_recipe(), tuple(WAYS), range(1), data, out, out / "all.csv")
+    order = Order(
+        setup="fast-mnist",
+        changes=_SMALL,
+        methods=tuple(METHODS),
+        seeds=range(1),
+        data=data,
+        out=out,
+        results=out / "all.csv",
+    )
     return dataclasses.replace(order, **changes)
 
 
-def test_takes_every_way_and_says_what_it_cost(tmp_path, data):
+def test_runs_every_method_and_writes_what_it_cost(tmp_path: Path, data: Path) -> None:
     order = _order(tmp_path, data)
-    outcomes = {outcome.way: outcome for outcome in repeat(order, _CPU)}
-    assert list(outcomes) == list(WAYS)
-    assert read_table(order.results, Outcome) == sorted(outcomes.values(), key=lambda outcome: outcome.key)
-    steps = {way: outcome.image_steps for way, outcome in outcomes.items()}
+    outcomes = {outcome.method: outcome for outcome in repeat(order, _CPU)}
+    assert list(outcomes) == list(METHODS)
+    assert read_outcomes(order.results) == sorted(outcomes.values(), key=lambda outcome: outcome.key)
+    assert {(outcome.recipe, outcome.change) for outcome in outcomes.values()} == {("fast", change_text(_SMALL))}
+    steps = {method: outcome.image_steps for method, outcome in outcomes.items()}
     assert steps == {
         "zskd": 60, "class-impressions": 60, "start-noise": 0, "real-kd": 0, "real-ce": 0
     }  # fmt: skip
     assert all(0 <= outcome.student_accuracy <= 1 for outcome in outcomes.values())
     assert all(outcome.teacher_accuracy == outcomes["zskd"].teacher_accuracy for outcome in outcomes.values())
     assert all(outcome.distillation_seconds > 0 for outcome in outcomes.values())
-    without_data = {way for way, outcome in outcomes.items() if outcome.agreement_impressions is not None}
+    images = {method: outcome.student_images for method, outcome in outcomes.items()}
+    assert images["zskd"] == images["class-impressions"] == images["real-kd"] == 6 * 8
+    without_data = {method for method, outcome in outcomes.items() if outcome.agreement_impressions is not None}
     assert without_data == {"zskd", "class-impressions", "start-noise"}
 
 
-def test_what_is_done_is_not_done_again(tmp_path, data, monkeypatch):
-    order = _order(tmp_path, data, ways=("zskd",))
+def test_a_finished_method_is_not_run_again(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = _order(tmp_path, data, methods=("zskd",))
     first = repeat(order, _CPU)
     asked = []
-    monkeypatch.setattr(module, "run_way", lambda way, task, zskd: asked.append(way) or _outcome(way=way))
-    assert repeat(dataclasses.replace(order, ways=("zskd", "real-kd")), _CPU)[0] == first[0]
+
+    def run(method: str, task: Task, zskd: Outcome | None) -> Outcome:
+        asked.append(method)
+        return _outcome(method=method)
+
+    monkeypatch.setattr(module, "run_method", run)
+    assert repeat(dataclasses.replace(order, methods=("zskd", "real-kd")), _CPU)[0] == first[0]
     assert asked == ["real-kd"]
 
 
-def test_start_noise_is_given_as_many_seconds(tmp_path, data, monkeypatch):
-    order = _order(tmp_path, data, ways=("zskd", "start-noise"))
+def test_the_teacher_is_hashed_once_for_all_seeds_and_methods(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed = []
+    digest = classifier._weights_sha256
+    monkeypatch.setattr(
+        classifier, "_weights_sha256", lambda model: hashed.append(type(model).__name__) or digest(model)
+    )
+    repeat(_order(tmp_path, data, methods=("zskd", "start-noise"), seeds=range(2)), _CPU)
+    assert hashed.count("LeNet5") == 1
+
+
+def test_all_seeds_can_share_one_probe(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    probes = []
+
+    def probe(_: object, recipe: Recipe, *, seed: int) -> None:
+        probes.append((recipe.synthesis.steps, seed))
+
+    monkeypatch.setattr(module, "Probe", probe)
+    monkeypatch.setattr(module, "run_method", lambda *_: _outcome())
+    repeat(_order(tmp_path, data, seeds=(3, 4), probe_changes={**_SMALL, "synthesis.steps": 2}), _CPU)
+    assert probes == [(2, 0)]
+
+
+def test_the_paper_makes_more_impressions_for_fashion() -> None:
+    changes = {name: change_text(setup.changes) for name, setup in SETUPS.items()}
+    assert changes == {
+        "fast-mnist": "",
+        "fast-fashion": "",
+        "paper-mnist": "",
+        "paper-fashion": "synthesis.impressions=48000",
+    }
+
+
+def test_the_fresh_noise_of_the_recommended_recipe_is_its_start_noise() -> None:
+    values = to_plain(load_recipe("fast"))
+    fresh = dict(values["distillation"]["fresh_noise"])
+    assert fresh.pop("fraction") > 0
+    assert fresh == values["synthesis"]["start_noise"]
+
+
+def test_a_change_is_spelled_as_options_in_order() -> None:
+    changes = {"synthesis.betas": [1.0, 0.1], "distillation.steps": 10, "synthesis.targets": "one_hot"}
+    assert change_text(changes) == "distillation.steps=10 synthesis.betas=1.0,0.1 synthesis.targets=one_hot"
+
+
+def test_start_noise_is_given_as_many_seconds(tmp_path: Path, data: Path) -> None:
+    order = _order(tmp_path, data, methods=("zskd", "start-noise"))
     zskd, noise = repeat(order, _CPU)
     assert noise.impressions == zskd.impressions
     assert noise.student_images > zskd.student_images, "the seconds of the synthesis were not used"
 
 
-def test_an_interrupted_rival_keeps_its_number_of_steps(tmp_path, data, monkeypatch):
-    """Timed again they would be others, and the folder would belong to another run."""
-    order = _order(tmp_path, data, ways=("zskd", "start-noise"))
+def test_an_interrupted_run_with_start_noise_keeps_its_number_of_steps(tmp_path: Path, data: Path) -> None:
+    """A second timing would give another number, and the folder would belong to another run."""
+    order = _order(tmp_path, data, methods=("zskd", "start-noise"))
     first = repeat(order, _CPU)[1]
     (order.out / "seed-0" / "outcomes.csv").unlink()
     assert repeat(order, _CPU)[1].student_images == first.student_images
 
 
-def test_real_data_that_is_not_there_is_refused_before_anything_is_made(tmp_path):
-    order = _order(tmp_path, None, ways=("zskd", "real-kd"))
-    with pytest.raises(InputError, match=r"real-kd need the training split of MNIST .*--data.*--ways"):
+def test_missing_real_data_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    order = _order(tmp_path, None, methods=("zskd", "real-kd"))
+    with pytest.raises(InputError, match=r"real-kd need the training split of MNIST .*--data.*--methods"):
         repeat(order, _CPU)
     assert not order.out.exists()
 
 
-def test_start_noise_alone_has_no_seconds_to_match(tmp_path, data):
-    with pytest.raises(InputError, match="takes the seconds of the way zskd"):
-        repeat(_order(tmp_path, data, ways=("start-noise",)), _CPU)
+def test_start_noise_needs_the_seconds_of_zskd(tmp_path: Path, data: Path) -> None:
+    with pytest.raises(InputError, match="takes as many seconds as the method zskd"):
+        repeat(_order(tmp_path, data, methods=("start-noise",)), _CPU)
 
 
-def test_a_new_row_replaces_the_one_of_the_same_run(tmp_path):
+def test_a_new_row_replaces_the_one_of_the_same_run(tmp_path: Path) -> None:
     path = tmp_path / "results" / "all.csv"
     upsert(path, [_outcome(seed=1), _outcome(seed=0)])
     upsert(path, [_outcome(seed=1, student_accuracy=0.5), _outcome(threads=1)])
-    rows = read_table(path, Outcome)
+    rows = read_outcomes(path)
     assert [(row.seed, row.threads, row.student_accuracy) for row in rows] == [
         (0, 1, 0.98),
         (0, 2, 0.98),
@@ -120,61 +190,81 @@ def test_a_new_row_replaces_the_one_of_the_same_run(tmp_path):
     assert rows[0] == _outcome(threads=1), "a value changed on its way through the file"
 
 
-def test_another_kind_of_file_is_refused_and_kept(tmp_path):
+def test_cells_that_were_not_measured_stay_empty(tmp_path: Path) -> None:
+    path = tmp_path / "all.csv"
+    row = _outcome(device="", torch="", teacher_accuracy=None, impressions=None, version="")
+    upsert(path, [row, _outcome(change="synthesis.steps=3")])
+    assert read_outcomes(path)[0] == row
+
+
+def test_the_committed_table_is_in_the_form_that_is_written(tmp_path: Path) -> None:
+    committed = Path(__file__).parents[2] / "benchmarks" / "accuracy.csv"
+    rows = read_outcomes(committed)
+    upsert(tmp_path / "all.csv", reversed(rows))
+    assert (tmp_path / "all.csv").read_bytes() == committed.read_bytes()
+    for setup, recipe, change in {row.run[:3] for row in rows}:
+        assert recipe == SETUPS[setup].recipe
+        values = to_plain(load_recipe(recipe))
+        for option in change.split():
+            name, _, value = option.partition("=")
+            assert value and functools.reduce(operator.getitem, name.split("."), values) is not None
+
+
+def test_another_kind_of_file_is_refused_and_kept(tmp_path: Path) -> None:
     path = tmp_path / "notes.csv"
     path.write_text("a,b\n1,2\n")
-    with pytest.raises(InputError, match=r"notes\.csv is not a table with a row for each Outcome"):
+    with pytest.raises(InputError, match=r"notes\.csv is not a results table"):
         upsert(path, [_outcome()])
     assert path.read_text() == "a,b\n1,2\n"
 
 
-def test_the_table_has_mean_and_deviation_over_seeds_beside_what_was_published():
+def test_the_table_has_mean_and_deviation_over_seeds_beside_the_published_figures() -> None:
     table = accuracy_table([_outcome(seed=seed, student_accuracy=0.98 + seed / 1000) for seed in range(3)])
-    assert (
-        "| MNIST | fast-medium: data impressions | 98.10 ± 0.10 | 90.00 ± 0.00 | 1,000 | 60,000 | 30 | 3 |"
-        in table
-    )
+    assert "| MNIST | fast: data impressions | 98.10 ± 0.10 | 90.00 ± 0.00 | 1,000 | 60,000 | 30 | 3 |" in table
     assert "| MNIST | paper: ZSKD | 98.77 |  | 24,000 | 36.0 million |  |  |" in table
-    assert "MNIST: the paper's 36.0 million image-steps are 600 times those of fast-medium" in table
+    assert "MNIST: the paper's 36.0 million image-steps are 600 times those of fast and would take" in table
     assert "Fashion" not in table
     many = accuracy_table([_outcome(image_steps=36_000_000)])
     assert "| 98.00 | 90.00 | 1,000 | 36.0 million | 30 | 1 |" in many
 
 
-def test_the_command_line_offers_every_setup_and_way():
-    """It names them itself, since it is read before torch is."""
+def test_changed_recipes_have_rows_of_their_own_and_published_figures_can_be_left_out() -> None:
+    changes = ["", "distillation.steps=2500", "distillation.steps=20000"]
+    outcomes = [_outcome(change=change, image_steps=None) for change in reversed(changes)]
+    lines = accuracy_table(outcomes, published=False).splitlines()[2:]
+    assert [line.split(" | ")[1] for line in lines] == [
+        "fast: data impressions",
+        "fast with distillation.steps=2500: data impressions",
+        "fast with distillation.steps=20000: data impressions",
+    ]
+
+
+def test_the_command_line_offers_every_setup_and_method() -> None:
+    """It has its own list, since it is read before torch is."""
     hints = typing.get_type_hints(Repro)
     assert typing.get_args(hints["name"]) == tuple(SETUPS)
-    assert typing.get_args(typing.get_args(hints["ways"])[0]) == tuple(WAYS)
+    assert typing.get_args(typing.get_args(hints["methods"])[0]) == tuple(METHODS)
 
 
-def test_without_options_the_command_needs_no_training_data():
-    assert Repro.ways == tuple(way for way in WAYS if way not in REAL)
-
-
-def test_the_recommended_recipe_differs_in_its_sizes_alone():
-    small, medium, large = (load_recipe(f"fast-{size}") for size in ("small", "medium", "large"))
-    for recipe in (small, large):
-        synthesis = dataclasses.replace(recipe.synthesis, impressions=medium.synthesis.impressions)
-        distillation = dataclasses.replace(recipe.distillation, steps=medium.distillation.steps)
-        assert (recipe.input, synthesis, distillation) == (
-            medium.input,
-            medium.synthesis,
-            medium.distillation,
-        )
-    for recipe in (small, medium, large):
-        assert recipe.distillation.fresh.start == recipe.synthesis.start
+def test_without_options_the_command_needs_no_training_data() -> None:
+    assert Repro.methods == tuple(method for method in METHODS if method not in REAL)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--seeds", "0"], "got 0 seeds and 3 ways, wanted 1 or more"),
-        (["--ways", "real-ce"], "real-ce need the training split of MNIST"),
+        (["--seeds", "0"], "got 0 seeds and 3 methods, wanted 1 or more"),
+        (["--methods", "real-ce"], "real-ce need the training split of MNIST"),
         (["--data", "nowhere"], "nowhere"),
     ],
 )
-def test_bad_input_is_one_sentence(arguments, message, tmp_path, monkeypatch, capsys):
+def test_bad_input_is_one_sentence(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.main(["repro", "fast-mnist", *arguments]) == 2
     error = capsys.readouterr().err

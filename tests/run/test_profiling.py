@@ -1,4 +1,4 @@
-"""--profile: a small trace with the phases in it, and a job that comes out as it does without."""
+"""--profile: it writes a small trace with the phases of the job, and does not change the result of the job."""
 
 import gzip
 import json
@@ -19,8 +19,8 @@ from command_line import (
 from zskd_fast.run.profiling import STEPS
 
 SYNTHESIZE = ["synthesize", *RECIPE, *MODELS, *INPUT, *SYNTHESIS]
-IN_SYNTHESIS = {"targets", "teacher forward", "teacher backward", "loss", "update"}
-IN_DISTILLATION = {"augmentation", "teacher forward", "student", "loss", "update"}
+SYNTHESIS_PHASES = {"targets", "teacher forward", "teacher backward", "loss", "update"}
+DISTILLATION_PHASES = {"augmentation", "teacher forward", "student", "loss", "update"}
 
 
 def _phases(text):
@@ -28,34 +28,34 @@ def _phases(text):
     return [name.removeprefix("zskd::") for name in names if name.startswith("zskd::")]
 
 
-def test_a_synthesis_and_its_trace(tmp_path):
+def test_a_synthesis_writes_its_trace(tmp_path):
     assert main(*SYNTHESIZE, "--out", "plain") == 0
     assert main(*SYNTHESIZE, "--out", "profiled", "--profile", "traces/trace.json") == 0
     assert contents(tmp_path / "profiled") == contents(tmp_path / "plain")
     phases = _phases((tmp_path / "traces/trace.json").read_text())
-    assert set(phases) == IN_SYNTHESIS
+    assert set(phases) == SYNTHESIS_PHASES
     assert phases.count("update") == STEPS
     assert (tmp_path / "traces/trace.json").stat().st_size < 2e6
 
 
-def test_a_run_and_its_trace_compressed(tmp_path, capsys):
+def test_a_run_writes_its_trace_compressed(tmp_path, capsys):
     assert main(*RUN, "--out", "plain") == 0
     assert main(*RUN, "--out", "profiled", "--profile", "trace.json.gz") == 0
     assert "trace.json.gz, 5 steps of one batch" in capsys.readouterr().out
-    assert contents(tmp_path / "profiled") == contents(tmp_path / "plain"), "the trace's steps left a trace"
+    assert contents(tmp_path / "profiled") == contents(tmp_path / "plain"), "the steps of the trace changed the result"
     phases = _phases(gzip.decompress((tmp_path / "trace.json.gz").read_bytes()))
-    assert set(phases) == IN_SYNTHESIS | IN_DISTILLATION
+    assert set(phases) == SYNTHESIS_PHASES | DISTILLATION_PHASES
     assert phases.count("update") == 2 * STEPS
 
 
-def test_a_warm_up_share_that_is_one_of_the_few_steps_is_no_obstacle():
+def test_a_warmup_fraction_of_one_step_of_the_trace_is_accepted():
     share = ["--distillation.warmup-fraction", str(1 / STEPS)]
     assert main(*RUN, *share, *DISTILLATION, "--out", "run", "--profile", "trace.json") == 0
 
 
 @pytest.mark.parametrize("command", [SYNTHESIZE, RUN], ids=["synthesize", "run"])
 @pytest.mark.parametrize("path", ["folder", "file/trace.json"])
-def test_a_trace_that_cannot_be_written_is_refused_before_anything_is_made(command, path, tmp_path, capsys):
+def test_a_trace_that_cannot_be_written_is_refused_before_any_work(command, path, tmp_path, capsys):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")
     assert main(*command, "--out", "out", "--profile", path) == 2

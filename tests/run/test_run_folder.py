@@ -1,27 +1,30 @@
 """The folder of a run: one run, one folder; a foreign one is refused before anything is written."""
 
+import dataclasses
 import json
 
 import pytest
+from small_models import run_identity
 
+from zskd_fast.config.serialization import to_plain
 from zskd_fast.errors import InputError
 from zskd_fast.run.run_folder import (
+    FORMAT,
     Accuracy,
     DistillationRecord,
     RunFolder,
     SynthesisRecord,
-    require_writable,
 )
-from zskd_fast.runtime.files import sha256
+from zskd_fast.runtime.files import require_writable, sha256
 
-IDENTITY = {"seed": 0, "recipe": {"synthesis": {"steps": 3, "betas": (1.0, 0.1)}}}
+IDENTITY = run_identity()
 
 
 def listing(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def test_record_comes_back(tmp_path):
+def test_a_record_is_read_back_unchanged(tmp_path):
     run = RunFolder.open_or_create(tmp_path / "a/b", IDENTITY)
     run.record.synthesis = SynthesisRecord(20, 4.0, {"update": 1.5})
     run.record.distillation = DistillationRecord(2.0, {"student": 1.0}, [3.0, 2.0], [0.1, 0.2], [(2, 0.5)])
@@ -34,7 +37,7 @@ def test_record_comes_back(tmp_path):
     assert read.distillation.accuracies == [(2, 0.5)]
 
 
-def test_same_identity_opens_the_folder_again(tmp_path):
+def test_the_same_identity_opens_the_folder_again(tmp_path):
     first = RunFolder.open_or_create(tmp_path, IDENTITY)
     first.record.synthesis.made = 7
     first.save()
@@ -44,14 +47,16 @@ def test_same_identity_opens_the_folder_again(tmp_path):
 def test_another_run_is_refused_with_its_differences(tmp_path):
     RunFolder.open_or_create(tmp_path, IDENTITY)
     before = (tmp_path / "run.json").read_bytes()
-    other = {"seed": 1, "recipe": {"synthesis": {"steps": 3, "betas": (1.0,)}}}
+    other = run_identity(num_impressions=20, seed=4, betas=(1.0,))
     with pytest.raises(InputError) as error:
         RunFolder.open_or_create(tmp_path, other)
     lines = str(error.value).splitlines()
     assert "belongs to another run" in lines[0]
     assert [line.strip() for line in lines[1:]] == [
-        "recipe.synthesis.betas: [1.0] in this run, [1.0, 0.1] in the folder",
-        "seed: 1 in this run, 0 in the folder",
+        "impressions.recipe.betas: [1.0] in this run, [1.0, 0.1] in the folder",
+        "impressions.seed: 4 in this run, 3 in the folder",
+        "num_impressions: 20 in this run, 10 in the folder",
+        "student.seed: 4 in this run, 3 in the folder",
     ]
     assert (tmp_path / "run.json").read_bytes() == before
 
@@ -65,18 +70,18 @@ def test_a_folder_of_other_files_is_refused_and_left_alone(tmp_path):
 
 def test_only_one_process_works_in_a_folder(tmp_path):
     run = RunFolder.open_or_create(tmp_path, IDENTITY)
-    with run.at_work(), pytest.raises(InputError, match="another process is at work"), run.at_work():
+    with run.locked(), pytest.raises(InputError, match="another process is working in"), run.locked():
         pass
-    with run.at_work():
+    with run.locked():
         pass
 
 
-def test_a_file_killed_half_way_does_not_make_a_folder_foreign(tmp_path):
+def test_a_temporary_file_of_a_killed_run_does_not_make_a_folder_foreign(tmp_path):
     (tmp_path / "run.json.tmp").write_text("{")
     assert not RunFolder.open_or_create(tmp_path, IDENTITY).is_finished
 
 
-def test_a_folder_that_cannot_be_made(tmp_path):
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot write to .*file/sub: Not a directory"):
         RunFolder.open_or_create(tmp_path / "file/sub", IDENTITY)
@@ -91,21 +96,22 @@ def test_require_writable_leaves_nothing(tmp_path):
     ("text", "sentence"),
     [
         (None, "is not the folder of a run: it has no run.json"),
-        ('{"format": 1, "iden', "truncated, or not the record of a run"),
-        ("[]", "got format None, wanted 1"),
-        ('{"format": 2}', "got format 2, wanted 1"),
-        ('{"format": 1}', "not the record of a run"),
-        ('{"format": 1, "identity": {}, "surprise": 3}', "not the record of a run.*surprise"),
+        ('{"format": 2, "iden', "truncated, or not the record of a run"),
+        ("[]", f"got format None, wanted {FORMAT}"),
+        ('{"format": 1}', f"got format 1, wanted {FORMAT}"),
+        (f'{{"format": {FORMAT}}}', "not the record of a run.*identity is missing"),
+        (f'{{"format": {FORMAT}, "identity": {{}}, "surprise": 3}}', "not the record of a run.*surprise"),
+        (f'{{"format": {FORMAT}, "identity": {{}}}}', r"not the record of a run.*identity\.impressions is missing"),
     ],
 )
-def test_damaged_record(tmp_path, text, sentence):
+def test_a_damaged_record_is_named(tmp_path, text, sentence):
     if text is not None:
         (tmp_path / "run.json").write_text(text)
     with pytest.raises(InputError, match=sentence):
         RunFolder.read(tmp_path)
 
 
-def test_finished_means_that_the_student_is_still_as_it_was_written(tmp_path):
+def test_a_run_is_finished_only_while_its_student_is_unchanged(tmp_path):
     run = RunFolder.open_or_create(tmp_path, IDENTITY)
     run.student_path.write_bytes(b"weights")
     run.record.student_sha256 = sha256(b"weights")
@@ -118,6 +124,18 @@ def test_finished_means_that_the_student_is_still_as_it_was_written(tmp_path):
     assert not run.is_finished
 
 
-def test_record_is_plain_json(tmp_path):
+def test_a_record_is_plain_json(tmp_path):
     RunFolder.open_or_create(tmp_path, IDENTITY)
-    assert json.loads((tmp_path / "run.json").read_text())["identity"]["seed"] == 0
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["identity"] == to_plain(IDENTITY)
+    assert (record["identity"]["student"]["seed"], record["format"]) == (3, FORMAT)
+
+
+def test_the_identity_is_read_back_as_dataclasses(tmp_path):
+    RunFolder.open_or_create(tmp_path, IDENTITY)
+    identity = RunFolder.read(tmp_path).record.identity
+    assert identity == IDENTITY
+    assert identity.student.recipe.steps == 20
+    longer = dataclasses.replace(identity.student, recipe=dataclasses.replace(identity.student.recipe, steps=21))
+    with pytest.raises(InputError, match=r"student\.recipe\.steps: 21 in this run, 20 in the folder$"):
+        RunFolder.open_or_create(tmp_path, dataclasses.replace(identity, student=longer))

@@ -1,4 +1,4 @@
-"""The bookkeeping around a CUDA graph, with a graph that only writes down what it is to replay."""
+"""Capture of a step, with a stand-in for torch.cuda that records the step in place of a CUDA graph."""
 
 import contextlib
 
@@ -10,7 +10,7 @@ from zskd_fast.runtime.timing import PhaseTimer
 
 
 class Recorder:
-    """Stands in for torch.cuda: what runs under `graph` leaves the state alone, as under a capture."""
+    """Stand-in for torch.cuda: a step that runs under `graph` does not change the state, as in a capture."""
 
     def __init__(self, state: torch.Tensor, refuses: bool = False):
         self.state, self.refuses, self.capturing = state, refuses, False
@@ -49,7 +49,7 @@ def state():
 
 
 def decay(recorder):
-    """A step whose result tells every number and rate that it was given, and in which order."""
+    """A step whose result depends on every number and rate that it was given, and on their order."""
 
     def step(number, rate):
         if recorder.capturing:
@@ -61,7 +61,7 @@ def decay(recorder):
     return step
 
 
-def test_a_replay_takes_new_values_and_the_capture_leaves_no_trace(state, monkeypatch):
+def test_a_replay_uses_new_values_and_the_capture_restores_the_state(state, monkeypatch):
     recorder, timer = Recorder(state), PhaseTimer()
     recorder.install(monkeypatch)
     begin, eager = state.clone(), state.clone()
@@ -74,12 +74,10 @@ def test_a_replay_takes_new_values_and_the_capture_leaves_no_trace(state, monkey
     assert set(timer.seconds) == {"captured step"}
 
 
-def test_a_step_that_cannot_be_captured_comes_back_itself(state, monkeypatch):
+def test_a_step_that_cannot_be_captured_is_returned_unchanged(state, monkeypatch):
     recorder = Recorder(state, refuses=True)
     recorder.install(monkeypatch)
     begin, step = state.clone(), decay(recorder)
-    with pytest.warns(
-        UserWarning, match="without a CUDA graph.*: operation not permitted when stream is capturing$"
-    ):
+    with pytest.warns(UserWarning, match="without a CUDA graph.*: operation not permitted when stream is capturing$"):
         assert cuda_graph.captured(step, [state], PhaseTimer()) is step
     assert torch.equal(state, begin)

@@ -1,4 +1,4 @@
-"""Several processes: the store is the same for any number of them, the student the same up to rounding."""
+"""Several processes: the store does not depend on their number, the student only up to rounding."""
 
 import os
 import re
@@ -29,13 +29,14 @@ from zskd_fast.distillation.distiller import Distiller
 from zskd_fast.errors import InputError
 from zskd_fast.runtime.processes import World, launched
 from zskd_fast.store.store import Store
-from zskd_fast.synthesis.synthesizer import Synthesizer, synthesize
+from zskd_fast.synthesis.shards import synthesize
+from zskd_fast.synthesis.synthesizer import Synthesizer
 
 SYNTHESIZE = [
     *("synthesize", *RECIPE, *MODELS, *INPUT, "--synthesis.steps", "3"),
     *("--synthesis.impressions", "38", "--synthesis.shard-size", "8"),
 ]
-# A neighbour in the batch is another one where each process has a share of it.
+# No mixing: each process would mix inputs of its own share of the batch only.
 DISTILL = [
     *("distill", *RECIPE, *MODELS, *STUDENT, "--impressions", "store"),
     *("--distillation.batch-size", "7", "--distillation.augmentation.mix-probability", "0"),
@@ -50,7 +51,7 @@ def _set_world(monkeypatch, **variables):
 
 
 def _start(words, size):
-    """Starts the ranks by hand, so that a test may kill them; as any launcher would."""
+    """Start the ranks without torchrun, so that a test can kill them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -77,7 +78,7 @@ def _finish(processes):
 # --------------------------------------------------------------------------------------------- the world
 
 
-def test_the_environment_says_which_process_this_is(monkeypatch):
+def test_the_environment_gives_the_rank_and_the_number_of_processes(monkeypatch):
     _set_world(monkeypatch)
     assert launched() == World(0, 1, 0)
     _set_world(monkeypatch, RANK="5", WORLD_SIZE="8", LOCAL_RANK="1")
@@ -85,14 +86,14 @@ def test_the_environment_says_which_process_this_is(monkeypatch):
 
 
 @pytest.mark.parametrize(("rank", "size"), [("2", "2"), ("-1", "2"), ("0", "0"), ("one", "2")])
-def test_an_environment_that_makes_no_sense_is_named(monkeypatch, rank, size):
+def test_a_contradictory_environment_is_shown(monkeypatch, rank, size):
     _set_world(monkeypatch, RANK=rank, WORLD_SIZE=size)
     with pytest.raises(InputError, match=f"RANK={rank}, WORLD_SIZE={size}, LOCAL_RANK=0"):
         launched()
 
 
 @pytest.mark.parametrize("command", ["run", "demo", "train-teacher"])
-def test_commands_for_one_process_say_so(monkeypatch, capsys, command):
+def test_a_command_for_one_process_refuses_several(monkeypatch, capsys, command):
     _set_world(monkeypatch, RANK="1", WORLD_SIZE="2")
     rest = {"run": RUN[1:], "demo": [], "train-teacher": ["--data", "x"]}[command]
     out = "t.safetensors" if command == "train-teacher" else "out"
@@ -108,13 +109,13 @@ def test_the_store_is_the_same_for_any_number_of_processes(tmp_path, size):
     synthesizer = Synthesizer(image_classifier(), IMAGE, synthesis_recipe(shard_size=4), seed=1)
     for name, count in (("one", 1), ("many", size)):
         for rank in reversed(range(count)):
-            store = Store.open_or_create(tmp_path / name, synthesizer.fingerprint())
-            summary = synthesize(synthesizer, store, rank=rank, world_size=count, progress=False)
+            store = Store.open_or_create(tmp_path / name, synthesizer.identity, impressions=20, shard_size=4)
+            summary = synthesize(synthesizer, store, world=World(rank, count), progress=False)
             assert summary.made == sum(len(store.shard_ids(s)) for s in range(rank, 5, count))
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
 
 
-def test_torchrun_makes_the_store_of_one_process(tmp_path):
+def test_torchrun_makes_the_same_store_as_one_process(tmp_path):
     assert main(*SYNTHESIZE, "--threads", "1", "--out", "one") == 0
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     words = [*torchrun, "-m", "zskd_fast", *SYNTHESIZE, "--threads", "1", "--out", "two"]
@@ -125,7 +126,7 @@ def test_torchrun_makes_the_store_of_one_process(tmp_path):
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
-def test_what_a_lost_process_leaves_is_made_by_any_other_number(tmp_path, monkeypatch, capsys):
+def test_any_number_of_processes_completes_the_store_of_a_lost_process(tmp_path, monkeypatch, capsys):
     assert main(*SYNTHESIZE, "--out", "one") == 0
     _set_world(monkeypatch, RANK="1", WORLD_SIZE="2")
     assert main(*SYNTHESIZE, "--out", "lost") == 0
@@ -155,7 +156,7 @@ def _die_once():
 
 
 @pytest.mark.slow
-def test_torchrun_starts_again_after_a_death_and_goes_on(tmp_path):
+def test_torchrun_restarts_after_a_death_and_the_store_is_completed(tmp_path):
     (tmp_path / "fragile_models.py").write_text(FRAGILE)
     assert main(*SYNTHESIZE, "--threads", "1", "--out", "one") == 0
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -174,7 +175,7 @@ def test_torchrun_starts_again_after_a_death_and_goes_on(tmp_path):
     words += ["--teacher", "fragile_models:teacher"]
     run = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     assert (tmp_path / "died").exists()
-    again = re.findall(r"([0-9]+) were there already", run.stdout)
+    again = re.findall(r"([0-9]+) existed already", run.stdout)
     assert sum(map(int, again)) >= 8, run.stdout  # the first shard of the process that died, at least
     assert contents(tmp_path / "store") == contents(tmp_path / "one")
 
@@ -189,12 +190,12 @@ def test_resume_never_is_for_one_process(tmp_path, monkeypatch, capsys):
 # ------------------------------------------------------------------------------------------ distillation
 
 
-def test_two_processes_distil_the_student_of_one(tmp_path):
+def test_two_processes_distill_the_same_student_as_one(tmp_path):
     assert main(*SYNTHESIZE, "--out", "store") == 0
     words = [*DISTILL, "--distillation.steps", "30", "--threads", "1"]
     assert main(*words, "--out", "one") == 0
     printed = _finish(_start([*words, "--out", "two"], 2))
-    assert "student" in printed[0] and printed[1].count("\n") == 0  # one process tells what was done
+    assert "student" in printed[0] and printed[1].count("\n") == 0  # one process prints the summary
     one, two = (load_file(tmp_path / name / "student.safetensors") for name in ("one", "two"))
     torch.testing.assert_close(two, one, atol=1e-5, rtol=1e-4)
     losses = [torch.tensor(record(tmp_path / name)["distillation"]["loss"]) for name in ("one", "two")]
@@ -202,21 +203,21 @@ def test_two_processes_distil_the_student_of_one(tmp_path):
     assert len(losses[0]) == 30
 
 
-def test_a_bad_shard_is_told_to_every_process(tmp_path):
-    """Each hashes a share; one that went on alone would wait for the other for ever."""
+def test_every_process_stops_at_a_damaged_shard(tmp_path):
+    """Each process hashes a share of the shards; one that did not stop would wait for the others forever."""
     assert main(*SYNTHESIZE, "--out", "store") == 0
     damaged = tmp_path / "store" / "shard-000001.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\xff")
     processes = _start([*DISTILL, "--threads", "1", "--out", "run"], 2)
     printed = [process.communicate(timeout=180)[0] for process in processes]
     assert [process.returncode for process in processes] == [2, 2], printed
-    assert "a shard looked at by another process is missing" in printed[0]
-    assert "shard-000001.safetensors is not what the manifest lists" in printed[1]
+    assert "another process found a shard that is missing or was changed" in printed[0]
+    assert "shard-000001.safetensors is not the file that was written" in printed[1]
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
-def test_killed_processes_go_on_to_the_weights_of_an_uninterrupted_run(tmp_path):
+def test_killed_processes_resume_to_the_weights_of_an_uninterrupted_run(tmp_path):
     assert main(*SYNTHESIZE, "--out", "store") == 0
     words = [*DISTILL, "--distillation.steps", "700", "--threads", "1"]
     _finish(_start([*words, "--out", "whole"], 2))
@@ -230,16 +231,16 @@ def test_killed_processes_go_on_to_the_weights_of_an_uninterrupted_run(tmp_path)
         process.send_signal(signal.SIGKILL)
         process.communicate()
     assert checkpoint.exists() and not (tmp_path / "killed" / "student.safetensors").exists()
-    assert main(*words, "--out", "killed") == 2  # another number of processes would round otherwise
+    assert main(*words, "--out", "killed") == 2  # another number of processes rounds differently
     _finish(_start([*words, "--out", "killed"], 2))
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     again = _finish(_start([*words, "--out", "killed"], 2))
-    assert "student" in again[0] and again[1] == ""  # finished, and shown again by the first process
+    assert "student" in again[0] and again[1] == ""  # finished: the first process prints the summary again
 
 
 def test_more_processes_than_rows_are_refused(monkeypatch):
     monkeypatch.setattr("zskd_fast.distillation.distiller.joined", lambda: World(0, 9))
     recipe = distillation_recipe(batch_size=8)
-    distiller = Distiller(image_classifier(), image_classifier(seed=1), recipe, IMAGE, seed=0)
+    distiller = Distiller(image_classifier(), image_classifier(seed=1), IMAGE, recipe, seed=0)
     with pytest.raises(InputError, match="9 processes for a batch of 8"):
         distiller.fit(torch.rand(8, 1, 8, 8))

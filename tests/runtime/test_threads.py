@@ -1,10 +1,12 @@
+"""Work in threads: every item once, torch's threads divided, and an error or an interruption ends it."""
+
 import threading
 
 import pytest
 import torch
 from small_models import IMAGE, image_classifier, synthesis_recipe
 
-from zskd_fast.runtime.threads import side_by_side
+from zskd_fast.runtime.threads import run_in_threads
 from zskd_fast.runtime.timing import PhaseTimer
 from zskd_fast.synthesis.synthesizer import Synthesizer
 
@@ -18,30 +20,30 @@ def four_threads():
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
-def test_every_item_is_worked_on_once(workers):
+def test_every_item_is_processed_once(workers):
     seen = []
-    side_by_side(seen.append, range(20), workers, threading.Event())
+    run_in_threads(seen.append, range(20), workers, threading.Event())
     assert sorted(seen) == list(range(20))
 
 
-def test_the_threads_of_torch_are_shared_and_given_back():
+def test_the_threads_of_torch_are_divided_and_restored():
     meeting, counts = threading.Barrier(2, timeout=30), []
 
     def work(_):
-        meeting.wait()  # both at once, or neither
+        meeting.wait()  # until both threads are here
         counts.append(torch.get_num_threads())
 
-    side_by_side(work, range(2), 2, threading.Event())
+    run_in_threads(work, range(2), 2, threading.Event())
     assert counts == [2, 2]
     assert torch.get_num_threads() == 4
     later = []
     thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
     thread.start()
     thread.join()
-    assert later == [4], "a thread that starts later has too few"
+    assert later == [4], "a thread that starts later has too few threads"
 
 
-def test_an_error_stops_the_others_and_goes_on():
+def test_an_error_stops_the_other_calls_and_is_raised_again():
     stop, begun = threading.Event(), threading.Event()
 
     def work(item):
@@ -49,14 +51,14 @@ def test_an_error_stops_the_others_and_goes_on():
             assert begun.wait(30)
             raise ValueError("item 0")
         begun.set()
-        assert stop.wait(30), "nobody told the other one to stop"
+        assert stop.wait(30), "stop was not set"
 
     with pytest.raises(ValueError, match="item 0"):
-        side_by_side(work, range(2), 2, stop)
+        run_in_threads(work, range(2), 2, stop)
     assert torch.get_num_threads() == 4
 
 
-def test_what_has_not_begun_when_an_error_comes_is_never_begun():
+def test_items_that_have_not_begun_at_an_error_are_dropped():
     done = []
 
     def work(item):
@@ -67,13 +69,13 @@ def test_what_has_not_begun_when_an_error_comes_is_never_begun():
 
     stop = threading.Event()
     with pytest.raises(ValueError):
-        side_by_side(work, range(100), 2, stop)
+        run_in_threads(work, range(100), 2, stop)
     assert len(done) < 99
 
 
 def _made(parallel, progress=None, **recipe):
     recipe = synthesis_recipe(parallel_batches=parallel, steps=20, impressions=30, **recipe)
-    # A square saves its input for the backward pass: with batches that share memory autograd would refuse.
+    # A square saves its input for the backward pass, which autograd refuses if batches share memory.
     teacher = torch.nn.Sequential(_Square(), image_classifier())
     synthesizer = Synthesizer(teacher, IMAGE, recipe, seed=1)
     return synthesizer.run(range(30), progress=progress), synthesizer.timer
@@ -84,17 +86,17 @@ class _Square(torch.nn.Module):
         return x * x
 
 
-def test_impressions_made_side_by_side_are_those_made_in_turn():
-    at_once, in_turn = _made(True)[0], _made(False)[0]
-    for name, tensor in in_turn.tensors().items():
-        torch.testing.assert_close(at_once.tensors()[name], tensor, rtol=1e-4, atol=1e-4, msg=name)
+def test_impressions_from_parallel_batches_equal_those_from_one_batch_at_a_time():
+    parallel, serial = _made(True)[0], _made(False)[0]
+    for name, tensor in serial.tensors().items():
+        torch.testing.assert_close(parallel.tensors()[name], tensor, rtol=1e-4, atol=1e-4, msg=name)
 
 
-def test_progress_is_told_from_one_thread_at_a_time():
+def test_progress_is_reported_by_one_thread_at_a_time():
     inside, counts = threading.Lock(), []
 
     def progress(count):
-        assert inside.acquire(blocking=False), "two threads at once"
+        assert inside.acquire(blocking=False), "two threads report at once"
         counts.append(count)
         inside.release()
 
@@ -102,7 +104,7 @@ def test_progress_is_told_from_one_thread_at_a_time():
     assert sum(counts) == 30 * 20
 
 
-def test_an_interruption_ends_the_work_at_its_next_step():
+def test_an_interruption_ends_every_batch_at_its_next_step():
     calls = []
 
     def progress(count):
@@ -114,7 +116,7 @@ def test_an_interruption_ends_the_work_at_its_next_step():
     assert len(calls) < 30
 
 
-def test_threads_that_time_a_phase_at_once_count_for_their_share():
+def test_threads_that_time_a_phase_at_once_count_as_shares_of_the_wall_clock():
     timer = PhaseTimer()
     with timer.shared_by(4):
         for _ in range(4):

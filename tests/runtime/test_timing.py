@@ -1,3 +1,5 @@
+"""The phase timer sums seconds per phase and appears in torch's profiler."""
+
 import time
 
 import pytest
@@ -6,7 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 from zskd_fast.runtime.timing import PhaseTimer
 
 
-def test_adds_up_the_seconds_of_each_phase():
+def test_the_seconds_of_each_phase_are_summed():
     timer = PhaseTimer()
     for _ in range(2):
         with timer("loss"):
@@ -17,19 +19,19 @@ def test_adds_up_the_seconds_of_each_phase():
     assert timer.seconds["io"] < 0.02
 
 
-def test_counts_a_phase_that_raises_and_lets_the_error_through():
+def test_a_phase_that_raises_is_counted_and_its_error_goes_on():
     timer = PhaseTimer()
     with pytest.raises(RuntimeError), timer("loss"):
         raise RuntimeError
     assert "loss" in timer.seconds
 
 
-def test_refuses_a_phase_that_no_report_knows():
+def test_an_unknown_phase_is_refused():
     with pytest.raises(KeyError, match="teacher forward"):
         PhaseTimer()("teacher")
 
 
-def test_shows_up_in_the_profiler():
+def test_a_phase_is_a_range_of_the_profiler():
     timer = PhaseTimer()
     with profile(activities=[ProfilerActivity.CPU]) as profiler, timer("teacher forward"):
         pass

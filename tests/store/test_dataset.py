@@ -1,4 +1,4 @@
-"""The store as a dataset: the very rows, from any worker, without reading more than is wanted."""
+"""The store as a dataset: each row is its impression, from any worker, and only the shards of these rows are read."""
 
 import math
 import os
@@ -6,14 +6,16 @@ import pickle
 
 import pytest
 import torch
-from small_models import IMAGE, image_classifier, synthesis_recipe
+from small_models import IMAGE, all_impressions, image_classifier, open_store, synthesis_recipe
 from torch import nn
 from torch.utils.data import DataLoader
 
 from zskd_fast import ImpressionDataset, InputSpec, MappedRows, ShardShuffle
 from zskd_fast.errors import InputError
-from zskd_fast.store.store import Store, shard_name
-from zskd_fast.synthesis.synthesizer import Synthesizer, synthesize
+from zskd_fast.store.manifest import shard_name
+from zskd_fast.store.store import Store
+from zskd_fast.synthesis.shards import synthesize
+from zskd_fast.synthesis.synthesizer import Synthesizer
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +23,12 @@ def folder(tmp_path_factory):
     """20 impressions in shards of 2, so that there are more shards than a dataset holds open."""
     synthesizer = Synthesizer(image_classifier(), IMAGE, synthesis_recipe(shard_size=2), seed=1)
     folder = tmp_path_factory.mktemp("store") / "a"
-    synthesize(synthesizer, Store.open_or_create(folder, synthesizer.fingerprint()), progress=False)
+    synthesize(synthesizer, open_store(folder, synthesizer), progress=False)
     return folder
 
 
 def test_item_i_is_the_impression_with_id_i(folder):
-    dataset, wanted = ImpressionDataset(folder), Store.open(folder).read_all().tensors()
+    dataset, wanted = ImpressionDataset(folder), all_impressions(Store.open(folder)).tensors()
     wanted["class"] = wanted.pop("class_index")
     assert len(dataset) == 20
     for index in (0, 19, 7, 0):
@@ -40,17 +42,17 @@ def test_item_i_is_the_impression_with_id_i(folder):
 def test_inputs_may_have_any_channels_and_any_rank(tmp_path, shape):
     teacher = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 4))
     synthesizer = Synthesizer(teacher, InputSpec(shape=shape), synthesis_recipe(), seed=1)
-    store = Store.open_or_create(tmp_path / "a", synthesizer.fingerprint())
+    store = open_store(tmp_path / "a", synthesizer)
     synthesize(synthesizer, store, progress=False)
     made = synthesizer.run(range(20)).x
     assert made.shape == (20, *shape)
-    assert torch.equal(store.read_all().x, made)
+    assert torch.equal(all_impressions(store).x, made)
     assert torch.equal(ImpressionDataset(tmp_path / "a")[11]["x"], made[11])
     assert torch.equal(MappedRows(store, "x")[torch.arange(20)], made)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_loader_gives_every_impression_once_in_the_order_of_the_sampler(folder, workers):
+def test_a_loader_yields_every_impression_once_in_the_order_of_the_sampler(folder, workers):
     dataset = ImpressionDataset(folder, columns=["id", "x"])
     sampler = ShardShuffle(dataset, seed=3, together=2)
     loader = DataLoader(
@@ -64,7 +66,7 @@ def test_a_loader_gives_every_impression_once_in_the_order_of_the_sampler(folder
     ids = torch.cat([batch["id"] for batch in batches])
     assert ids.tolist() == list(sampler)
     assert ids.sort().values.tolist() == list(range(20))
-    assert torch.equal(torch.cat([batch["x"] for batch in batches]), Store.open(folder).read_all().x[ids])
+    assert torch.equal(torch.cat([batch["x"] for batch in batches]), all_impressions(Store.open(folder)).x[ids])
 
 
 def test_the_order_depends_on_seed_and_epoch_and_keeps_few_shards_together(folder):
@@ -80,7 +82,7 @@ def test_the_order_depends_on_seed_and_epoch_and_keeps_few_shards_together(folde
     assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
 
 
-def test_few_shards_are_open_at_a_time_and_none_is_pickled(folder):
+def test_at_most_eight_shards_are_open_and_none_is_pickled(folder):
     dataset = ImpressionDataset(folder)
     before = len(os.listdir("/proc/self/fd"))
     for index in [*range(20), *range(20)]:
@@ -92,14 +94,14 @@ def test_few_shards_are_open_at_a_time_and_none_is_pickled(folder):
     assert torch.equal(copy[5]["x"], dataset[5]["x"])
 
 
-def test_only_the_shards_that_are_wanted_are_read(folder, tmp_path):
+def test_only_the_shards_of_the_rows_read_are_hashed(folder, tmp_path):
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     damaged = tmp_path / shard_name(4)
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\xff")
     dataset = ImpressionDataset(tmp_path)
     assert dataset[7]["id"] == 7
-    with pytest.raises(InputError, match=r"shard-000004\.safetensors is not what the manifest lists"):
+    with pytest.raises(InputError, match=r"shard-000004\.safetensors is not the file that was written"):
         dataset[8]
     assert ImpressionDataset(tmp_path, verify=False)[8]["id"] == 8
 

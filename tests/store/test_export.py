@@ -1,4 +1,4 @@
-"""The store in the formats of others: the same values in a tar, the same pictures as PNG."""
+"""The store as WebDataset tar files with the same values, and as PNG files with the same images."""
 
 import io
 import json
@@ -6,18 +6,26 @@ import tarfile
 
 import numpy as np
 import pytest
-from small_models import IMAGE, VECTOR, image_classifier, synthesis_recipe, vector_classifier
+from small_models import (
+    IMAGE,
+    VECTOR,
+    all_impressions,
+    image_classifier,
+    open_store,
+    synthesis_recipe,
+    vector_classifier,
+)
 
 from zskd_fast.cli import main as cli
 from zskd_fast.errors import InputError
 from zskd_fast.store.export import export_png, export_webdataset
-from zskd_fast.store.store import Store
-from zskd_fast.synthesis.synthesizer import Synthesizer, synthesize
+from zskd_fast.synthesis.shards import synthesize
+from zskd_fast.synthesis.synthesizer import Synthesizer
 
 
 def _store(folder, model, spec):
     synthesizer = Synthesizer(model, spec, synthesis_recipe(), seed=1)
-    store = Store.open_or_create(folder, synthesizer.fingerprint())
+    store = open_store(folder, synthesizer)
     synthesize(synthesizer, store, progress=False)
     return store
 
@@ -27,10 +35,10 @@ def store(tmp_path):
     return _store(tmp_path / "store", image_classifier(), IMAGE)
 
 
-def test_a_tar_holds_every_value_as_it_is(store, tmp_path):
+def test_a_tar_holds_every_value_unchanged(store, tmp_path):
     paths = export_webdataset(store, tmp_path / "tar")
     assert [path.name for path in paths] == ["shard-000000.tar", "shard-000001.tar", "shard-000002.tar"]
-    wanted, entries = store.read_all(), {}
+    wanted, entries = all_impressions(store), {}
     for path in paths:
         with tarfile.open(path) as tar:
             entries |= {entry.name: tar.extractfile(entry).read() for entry in tar}
@@ -51,7 +59,7 @@ def test_a_tar_holds_every_value_as_it_is(store, tmp_path):
 
 
 def test_the_entries_of_an_impression_follow_one_another(store, tmp_path):
-    """WebDataset groups neighbours by the part of the name before the first dot."""
+    """WebDataset groups neighboring entries by the part of the name before the first dot."""
     with tarfile.open(export_webdataset(store, tmp_path / "tar")[1]) as tar:
         keys = [name.split(".", 1)[0] for name in tar.getnames()]
     assert keys == [f"{row:09d}" for row in range(8, 16) for _ in range(4)]
@@ -65,14 +73,14 @@ def test_the_same_store_gives_the_same_tar(store, tmp_path):
 def test_png_files_show_the_valid_range_in_a_folder_per_class(store, tmp_path):
     image = pytest.importorskip("PIL.Image", reason="needs Pillow")
     assert export_png(store, tmp_path / "png") == 20
-    wanted = store.read_all()
+    wanted = all_impressions(store)
     for row in range(20):
         path = tmp_path / "png" / str(int(wanted.class_index[row])) / f"{row:09d}.png"
         levels = np.asarray(image.open(path))
         np.testing.assert_array_equal(levels, (wanted.x[row, 0].numpy() * 255).round().astype(np.uint8))
 
 
-def test_vectors_are_no_pictures_but_fit_into_a_tar(tmp_path):
+def test_vectors_are_refused_as_png_and_exported_as_tar(tmp_path):
     store = _store(tmp_path / "store", vector_classifier(), VECTOR)
     with pytest.raises(InputError, match=r"shape \[6\] are no images"):
         export_png(store, tmp_path / "png")
@@ -80,7 +88,7 @@ def test_vectors_are_no_pictures_but_fit_into_a_tar(tmp_path):
     assert len(export_webdataset(store, tmp_path / "tar")) == 3
 
 
-def test_the_command_line_exports_and_refuses_a_folder_in_use(store, tmp_path, capsys):
+def test_the_command_line_exports_and_refuses_a_folder_that_is_not_empty(store, tmp_path, capsys):
     words = ["export", str(store.folder), "--out", str(tmp_path / "tar")]
     assert cli.main(words) == 0
     assert "tar files     3 in" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Whatever happens to the files of a store: the right data or a clear error, never wrong data, never a crash."""
+"""Damaged files of a store: reading gives the right data or a clear error, never wrong data and never a crash."""
 
 import json
 import pickle
@@ -7,23 +7,25 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small_models import VECTOR, synthesis_recipe, vector_classifier
+from small_models import VECTOR, all_impressions, open_store, synthesis_recipe, vector_classifier
 
 from zskd_fast.errors import InputError
 from zskd_fast.runtime.files import sha256
-from zskd_fast.store.store import Store, shard_name
-from zskd_fast.synthesis.synthesizer import Synthesizer, synthesize
+from zskd_fast.store.manifest import shard_name
+from zskd_fast.store.store import Store
+from zskd_fast.synthesis.shards import synthesize
+from zskd_fast.synthesis.synthesizer import Synthesizer
 
 SHARD, MANIFEST = shard_name(1), "manifest.json"
 
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory):
-    """A small store's files by name, and what they hold."""
+    """The files of a small store by name, and its impressions."""
     synthesizer = Synthesizer(vector_classifier(), VECTOR, synthesis_recipe(shard_size=10), seed=1)
-    store = Store.open_or_create(tmp_path_factory.mktemp("store") / "a", synthesizer.fingerprint())
+    store = open_store(tmp_path_factory.mktemp("store") / "a", synthesizer)
     synthesize(synthesizer, store, progress=False)
-    return {path.name: path.read_bytes() for path in store.folder.iterdir()}, store.read_all()
+    return {path.name: path.read_bytes() for path in store.folder.iterdir()}, all_impressions(store)
 
 
 def _lay_out(folder, files):
@@ -34,7 +36,7 @@ def _lay_out(folder, files):
 
 @st.composite
 def _damages(draw):
-    """A function that damages bytes: changes a bit, cuts, repeats, drops or overwrites a part."""
+    """Draw a function that damages bytes: it changes a bit, or cuts, repeats, drops, overwrites or appends a part."""
     where, size = draw(st.floats(0, 1)), draw(st.integers(1, 64))
     kind = draw(st.sampled_from(["bit", "cut", "repeat", "drop", "overwrite", "append"]))
     junk = draw(st.binary(min_size=size, max_size=size))
@@ -54,9 +56,9 @@ def _damages(draw):
     return damage
 
 
-def _reads_right_or_says_why(folder, wanted):
+def _error_or_right_data(folder, wanted):
     try:
-        read = Store.open(folder).read_all()
+        read = all_impressions(Store.open(folder))
     except InputError as error:
         return str(error)
     assert all(torch.equal(tensor, getattr(wanted, name)) for name, tensor in read.tensors().items())
@@ -88,9 +90,9 @@ def test_a_damaged_file_gives_a_clear_error_or_the_right_data(tmp_path, pristine
     def check(damage):
         data = damage(files[name])
         (folder / name).write_bytes(data)
-        error = _reads_right_or_says_why(folder, wanted)
+        error = _error_or_right_data(folder, wanted)
         assert error is None or name in error
-        # In a manifest, white space may change; in a shard nothing may.
+        # White space in a manifest may change; nothing in a shard may.
         assert error is not None or data == files[name] or json.loads(data) == json.loads(files[name])
         refused.append(error is not None)
 
@@ -99,11 +101,11 @@ def test_a_damaged_file_gives_a_clear_error_or_the_right_data(tmp_path, pristine
     assert sum(refused) > len(refused) // 2
 
 
-def _vouched(manifest):
+def _with_hash(manifest):
     return json.dumps({**manifest, "sha256": sha256(json.dumps(manifest, sort_keys=True).encode())}).encode()
 
 
-class _Trap:
+class _Pickle:
     def __init__(self, path):
         self.path = path
 
@@ -111,29 +113,29 @@ class _Trap:
         return open, (self.path, "w")
 
 
-def test_no_pickle_is_loaded_even_if_the_manifest_vouches_for_it(tmp_path, pristine):
+def test_no_pickle_is_loaded_even_if_the_manifest_lists_its_hash(tmp_path, pristine):
     files, _ = pristine
-    trap = tmp_path / "sprung"
-    data = pickle.dumps(_Trap(str(trap)))
+    trap = tmp_path / "loaded"
+    data = pickle.dumps(_Pickle(str(trap)))
     manifest = json.loads(files[MANIFEST])
     del manifest["sha256"]
     manifest["shards"][SHARD] = {"bytes": len(data), "sha256": sha256(data)}
-    _lay_out(tmp_path / "a", {**files, SHARD: data, MANIFEST: _vouched(manifest)})
+    _lay_out(tmp_path / "a", {**files, SHARD: data, MANIFEST: _with_hash(manifest)})
     with pytest.raises(InputError, match=f"{SHARD} is no shard of impressions"):
-        Store.open(tmp_path / "a").read_all()
+        all_impressions(Store.open(tmp_path / "a"))
     assert not trap.exists()
     pickle.loads(data)
-    assert trap.exists()  # the trap works
+    assert trap.exists()  # loading it would have been seen
 
 
-def test_the_manifest_of_another_run_does_not_vouch_for_these_shards(tmp_path, pristine):
+def test_the_manifest_of_another_run_does_not_fit_these_shards(tmp_path, pristine):
     files, _ = pristine
     other = Synthesizer(vector_classifier(seed=5), VECTOR, synthesis_recipe(shard_size=10), seed=1)
-    store = Store.open_or_create(tmp_path / "other", other.fingerprint())
+    store = open_store(tmp_path / "other", other)
     synthesize(other, store, progress=False)
     _lay_out(tmp_path / "a", {**files, MANIFEST: (tmp_path / "other" / MANIFEST).read_bytes()})
     foreign = Store.open(tmp_path / "a")
     assert all(foreign.fault(shard) for shard in range(foreign.num_shards))
     ours = Synthesizer(vector_classifier(), VECTOR, synthesis_recipe(shard_size=10), seed=1)
     with pytest.raises(InputError, match=r"teacher\.sha256"):
-        Store.open_or_create(tmp_path / "a", ours.fingerprint())
+        open_store(tmp_path / "a", ours)

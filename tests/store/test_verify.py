@@ -1,4 +1,4 @@
-"""`zskd-fast verify` names what is wrong with a store, and the next synthesis heals just that."""
+"""`zskd-fast verify` names what is wrong with a store, and the next synthesis repairs only that."""
 
 import json
 
@@ -16,14 +16,16 @@ from command_line import (
     workplace,  # noqa: F401 (a fixture for every test here)
 )
 from safetensors.torch import save_file
-from small_models import IMAGE, image_classifier, synthesis_recipe
+from small_models import IMAGE, image_classifier, open_store, synthesis_recipe
 
 from zskd_fast.errors import InputError
 from zskd_fast.models.classifier import Classifier
 from zskd_fast.runtime.files import sha256
-from zskd_fast.store.store import Store, shard_name
+from zskd_fast.store.manifest import shard_name
+from zskd_fast.store.store import Store
 from zskd_fast.store.verify import shard_faults, teacher_faults
-from zskd_fast.synthesis.synthesizer import Synthesizer, synthesize
+from zskd_fast.synthesis.shards import synthesize
+from zskd_fast.synthesis.synthesizer import Synthesizer
 
 SYNTHESIZE = ["synthesize", *RECIPE, *MODELS, *INPUT, *SYNTHESIS, "--out", "store"]
 
@@ -31,19 +33,19 @@ SYNTHESIZE = ["synthesize", *RECIPE, *MODELS, *INPUT, *SYNTHESIS, "--out", "stor
 @pytest.fixture
 def store(tmp_path):
     synthesizer = Synthesizer(image_classifier(), IMAGE, synthesis_recipe(), seed=1)
-    made = Store.open_or_create(tmp_path / "a", synthesizer.fingerprint())
+    made = open_store(tmp_path / "a", synthesizer)
     synthesize(synthesizer, made, progress=False)
     return made
 
 
 def _change_logits(store, shard, change):
-    """A shard with other logits that the manifest vouches for: made wrong, not damaged later."""
+    """Write a shard with other logits, whose hash is in the manifest: made wrong, not damaged later."""
     impressions = store.read_shard(shard)
     impressions.teacher_logits.add_(change)
     store.write_shard(shard, impressions)
 
 
-def test_a_sound_store_has_no_faults(store):
+def test_an_intact_store_has_no_faults(store):
     assert list(shard_faults(store)) == []
     assert list(teacher_faults(store, Classifier(image_classifier(), IMAGE))) == []
 
@@ -54,7 +56,7 @@ def test_a_missing_and_a_changed_shard_are_named(store):
     path.write_bytes(path.read_bytes()[:-1] + b"\xff")
     assert list(shard_faults(store)) == [
         "shard-000000.safetensors is missing or cut short",
-        "shard-000002.safetensors is not what the manifest lists (its SHA-256 differs)",
+        "shard-000002.safetensors is not the file that was written (its SHA-256 differs)",
     ]
 
 
@@ -71,28 +73,28 @@ def test_another_teacher_is_refused(store):
         list(teacher_faults(store, Classifier(image_classifier(seed=9), IMAGE)))
 
 
-def test_verify_finds_a_changed_bit_and_synthesize_heals_it(tmp_path, capsys):
+def test_verify_finds_a_changed_bit_and_synthesize_repairs_it(tmp_path, capsys):
     assert main(*SYNTHESIZE) == 0
     before = contents(tmp_path / "store")
     assert main("verify", "store", *MODELS) == 0
-    assert "faults        0; asked the teacher too" in capsys.readouterr().out
+    assert "faults        0; logits compared with the teacher's" in capsys.readouterr().out
     path = tmp_path / "store" / shard_name(1)
     path.write_bytes(path.read_bytes()[:-1] + b"\xff")
     assert main("verify", "store") == 1
     printed = capsys.readouterr()
-    assert "shard-000001.safetensors is not what the manifest lists" in printed.err
-    assert "faults        1; no teacher given to ask" in printed.out
+    assert "shard-000001.safetensors is not the file that was written" in printed.err
+    assert "faults        1; no teacher given to compare logits" in printed.out
     assert main(*SYNTHESIZE) == 0
     assert "8 made" in capsys.readouterr().out
     assert contents(tmp_path / "store") == before
     assert main("verify", "store") == 0
 
 
-def test_a_store_of_16_bits_is_made_verified_and_learned_from(capsys):
+def test_a_store_of_16_bits_is_made_verified_and_distilled(capsys):
     assert main(*SYNTHESIZE, "--synthesis.store-dtype", "bfloat16") == 0
     assert Store.open("store").x_dtype == torch.bfloat16
     assert main("verify", "store", *MODELS) == 0
-    assert "faults        0; asked the teacher too" in capsys.readouterr().out
+    assert "faults        0; logits compared with the teacher's" in capsys.readouterr().out
     distill = ["distill", *RECIPE, *MODELS, *STUDENT, *DISTILLATION, "--impressions", "store"]
     assert main(*distill, "--out", "run") == 0
     assert "student" in capsys.readouterr().out
@@ -112,7 +114,7 @@ def test_verify_of_a_damaged_manifest_and_of_another_teacher(tmp_path, capsys):
     assert "manifest.json was changed" in capsys.readouterr().err
 
 
-def test_the_manifest_can_be_checked_by_anyone_without_this_package(store):
+def test_the_manifest_can_be_checked_without_this_package(store):
     manifest = json.loads((store.folder / "manifest.json").read_text())
     for name, listed in manifest["shards"].items():
         data = (store.folder / name).read_bytes()

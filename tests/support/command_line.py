@@ -1,10 +1,12 @@
-"""A folder as a user of the command line has it, and the command line called in process."""
+"""A folder with a user's models and weights, and calls of the command line."""
 
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from safetensors.torch import save_file
 
 from zskd_fast.cli import main as cli
 
-# A module as a user would have it in the current folder.
+# The module of a user, in the current folder.
 USERS_MODELS = """
 import torch
 from torch import nn
@@ -58,14 +60,14 @@ SYNTHESIS = ["--synthesis.impressions", "16", "--synthesis.steps", "3", "--synth
 DISTILLATION = ["--distillation.steps", "4", "--distillation.batch-size", "8"]
 MODELS = ["--teacher", "users_models:teacher", "--weights", "teacher.safetensors"]
 STUDENT = ["--student", "users_models:student"]
-RECIPE = ["--recipe", "demo-mnist"]
+RECIPE = ["--recipe", "demo"]
 RUN = ["run", *RECIPE, *MODELS, *STUDENT, *INPUT, *SYNTHESIS, *DISTILLATION]
 DEMO = ["demo", *SYNTHESIS, *DISTILLATION]
 
 
 @pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
-    """A folder with the user's module and weights; it is the current folder."""
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current folder of a test, with a user's module and weights."""
     (tmp_path / "users_models.py").write_text(USERS_MODELS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -79,23 +81,23 @@ def workplace(tmp_path, monkeypatch):
 
 
 def main(*argv: object) -> int:
+    """Call the command line in this process and return its exit code."""
     return cli.main([str(word) for word in argv])
 
 
 def python(*argv: str) -> str:
-    """Runs another Python where zskd_fast can be imported, and returns what it printed."""
+    """Run another Python that can import zskd_fast, and return its output."""
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
-    run = subprocess.run(
-        [sys.executable, *argv], check=True, stdout=subprocess.PIPE, text=True, env=environment
-    )
+    run = subprocess.run([sys.executable, *argv], check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return run.stdout
 
 
-def record(folder) -> dict:
+def record(folder: Path) -> dict[str, Any]:
+    """Return the record of a run."""
     return json.loads((folder / "run.json").read_text())
 
 
-def contents(folder) -> dict[str, bytes]:
-    """Every file below a folder that the seed decides: the store and the student."""
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return every file below a folder that the seed decides: those of the store, and the student."""
     files = [*folder.rglob("*.safetensors"), *folder.rglob("manifest.json")]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}

@@ -1,4 +1,4 @@
-"""The CUDA kernels of csrc/cuda on the CPU: the same sources, compiled by g++ against tests/emulator/include."""
+"""Run the CUDA kernels of csrc/cuda on the CPU: g++ compiles their sources with tests/emulator/include."""
 
 import atexit
 import ctypes
@@ -7,22 +7,24 @@ import itertools
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 ROOT = Path(__file__).parents[2]
 EMULATOR = ROOT / "tests" / "emulator"
 KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 LIBRARY = [*KERNELS, EMULATOR / "emulator.cpp", EMULATOR / "planted_bugs.cu", EMULATOR / "entry.cpp"]
-# As for a device: no contraction but where the source says fma.
+# As for a device: a multiply-add is fused only where the source calls fma.
 FLAGS = ["-std=c++20", "-O1", "-g1", "-fPIC", "-ffp-contract=off", "-fno-math-errno"]
 FLAGS += [f"-I{EMULATOR / 'include'}", f"-I{ROOT / 'csrc'}"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 ALL_BLOCKS = 2**32 - 1
-MARGIN = 4096  # elements around an output that a kernel must leave alone; keeps 128-bit alignment
+MARGIN = 4096  # elements before and after an output that a kernel must not write; keeps 128-bit alignment
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 DISTRIBUTIONS = {"uniform": 0, "normal": 1}
@@ -33,9 +35,9 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def build(sources: list[Path], output: str, *, flags: list[str], link: list[str]) -> Path:
-    """Compiles the sources, two at a time, and links them into a file of a temporary folder.
+    """Compile the sources, two at a time, and link them into a file in a temporary folder.
 
-    The flags are for all, but for -O0: what runs the threads is always optimised.
+    The flags apply to all sources, except that -O0 does not apply to emulator.cpp, which schedules the threads.
     """
     compiler = shutil.which("g++")
     if compiler is None:
@@ -67,7 +69,7 @@ def library() -> ctypes.CDLL:
         getattr(loaded, op).restype = ctypes.c_char_p
         size = getattr(loaded, f"{op}_params_size")
         size.restype = ctypes.c_int64
-        assert size() == ctypes.sizeof(params), f"{params.__name__} is not that of csrc/params.h"
+        assert size() == ctypes.sizeof(params), f"{params.__name__} differs from csrc/params.h"
     loaded.planted_bug.restype = ctypes.c_char_p
     loaded.traffic.restype = Traffic
     return loaded
@@ -139,11 +141,10 @@ class ImpressionUpdateParams(ctypes.Structure):
 
 
 class Traffic(ctypes.Structure):
-    """Accesses to global memory; wide ones are of 128 bits."""
+    """Accesses to global memory. A wide access has 128 bits."""
 
     _fields_ = [
-        (name, ctypes.c_int64)
-        for name in ("loads", "load_bytes", "stores", "store_bytes", "wide_loads", "wide_stores")
+        (name, ctypes.c_int64) for name in ("loads", "load_bytes", "stores", "store_bytes", "wide_loads", "wide_stores")
     ]
 
 
@@ -157,11 +158,11 @@ PARAMS = {
 
 
 class LaunchError(RuntimeError):
-    """What the emulator found wrong with a launch."""
+    """A fault that the emulator found in a launch."""
 
 
 def call(op: str, params: ctypes.Structure, *, order: int = 0, most_blocks: int = ALL_BLOCKS) -> Traffic:
-    """Runs the op with threads and blocks in the order of this seed, on at most so many blocks a launch."""
+    """Run the op; `order` seeds the order of threads and blocks, `most_blocks` limits the blocks of a launch."""
     emulated = library()
     emulated.configure(ctypes.c_uint64(order), ctypes.c_uint(most_blocks))
     report = getattr(emulated, op)(ctypes.byref(params)).decode()
@@ -171,30 +172,30 @@ def call(op: str, params: ctypes.Structure, *, order: int = 0, most_blocks: int 
 
 
 class Output:
-    """Memory that holds NaN wherever a kernel has not written, with margins that it must not write to.
+    """Memory filled with NaN for the output of a kernel, with margins that the kernel must not write.
 
     `offset` shifts the first element away from 128-bit alignment.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, offset: int = 0):
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, offset: int = 0) -> None:
         count = torch.Size(shape).numel()
         self._memory = torch.full((count + 2 * MARGIN,), torch.nan, dtype=dtype)
         self._begin, self._end = MARGIN + offset, MARGIN + offset + count
         self.tensor = self._memory[self._begin : self._end].view(shape)
 
-    def checked(self) -> torch.Tensor:
+    def checked(self) -> Tensor:
+        """Return the output, after a check that its margins are unchanged."""
         margins = torch.cat([self._memory[: self._begin], self._memory[self._end :]])
         assert margins.isnan().all(), "a kernel wrote outside its output"
         return self.tensor
 
 
-def planted_bug(name: str, values: torch.Tensor, *, broken: bool, order: int, most_blocks: int = ALL_BLOCKS):
+def planted_bug(name: str, values: Tensor, *, broken: bool, order: int, most_blocks: int = ALL_BLOCKS) -> Tensor:
+    """Run a kernel of planted_bugs.cu on float32 values, with or without its bug."""
     emulated = library()
     emulated.configure(ctypes.c_uint64(order), ctypes.c_uint(most_blocks))
     out = Output(values.shape, values.dtype)
-    source = torch.cat(
-        [values, torch.zeros(MARGIN)]
-    )  # what lies behind is no NaN, so that a store of it is seen
+    source = torch.cat([values, torch.zeros(MARGIN)])  # no NaN beyond the end, so that a store of it is detected
     count = ctypes.c_int64(values.numel())
     pointers = ctypes.c_void_p(source.data_ptr()), ctypes.c_void_p(out.tensor.data_ptr())
     report = emulated.planted_bug(name.encode(), *pointers, count, ctypes.c_bool(broken)).decode()
@@ -203,8 +204,19 @@ def planted_bug(name: str, values: torch.Tensor, *, broken: bool, order: int, mo
     return out.checked()
 
 
-def row_loss(op, a, b, temperature, *, grad=True, grad_weight=1.0, offset=0, traffic=None, **how):
-    """Loss [N] and gradient [N, K] (or None). Both matrices may have any distance between rows."""
+def row_loss(
+    op: str,
+    a: Tensor,
+    b: Tensor,
+    temperature: float,
+    *,
+    grad: bool = True,
+    grad_weight: float = 1.0,
+    offset: int = 0,
+    traffic: list[Traffic] | None = None,
+    **how: int,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the loss [N] and the gradient [N, K] or None. The rows of `a` and `b` may be any distance apart."""
     rows, classes = a.shape
     loss = Output((rows,), accumulate_dtype(a.dtype))
     gradient = Output((rows, classes), a.dtype, offset)
@@ -231,7 +243,15 @@ def row_loss(op, a, b, temperature, *, grad=True, grad_weight=1.0, offset=0, tra
     return loss.checked(), gradient.checked() if grad else None
 
 
-def dirichlet(concentration, ids, *, seed, log=False, traffic=None, **how):
+def dirichlet(
+    concentration: Tensor,
+    ids: Tensor,
+    *,
+    seed: int,
+    log: bool = False,
+    traffic: list[Traffic] | None = None,
+    **how: int,
+) -> Tensor:
     rows, classes = concentration.shape
     out = Output((rows, classes), concentration.dtype)
     moved = call(
@@ -255,7 +275,17 @@ def dirichlet(concentration, ids, *, seed, log=False, traffic=None, **how):
     return out.checked()
 
 
-def philox(ids, count, *, seed, stream, distribution="uniform", dtype=torch.float32, offset=0, **how):
+def philox(
+    ids: Tensor,
+    count: int,
+    *,
+    seed: int,
+    stream: int,
+    distribution: str = "uniform",
+    dtype: torch.dtype = torch.float32,
+    offset: int = 0,
+    **how: int,
+) -> Tensor:
     out = Output((len(ids), count), dtype, offset)
     call(
         "philox",
@@ -275,8 +305,23 @@ def philox(ids, count, *, seed, stream, distribution="uniform", dtype=torch.floa
     return out.checked()
 
 
-def impression_update_(x, grad, exp_avg, exp_avg_sq, step, *, lr, betas, eps, l1, l2, lo, hi, **how):
-    """In place. `step` and `lr` as float64 tensors are read by the kernel; `lo` and `hi` are [1] or [C], float64."""
+def impression_update_(
+    x: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: int | Tensor,
+    *,
+    lr: float | Tensor,
+    betas: tuple[float, float],
+    eps: float,
+    l1: float,
+    l2: float,
+    lo: Tensor,
+    hi: Tensor,
+    **how: int,
+) -> Traffic:
+    """Update in place. `lo` and `hi` are [1] or [C] float64. The kernel reads `step` and `lr` if they are tensors."""
     per_channel = lo.numel() > 1
     channels = x.shape[1] if per_channel else 1
     return call(
@@ -292,21 +337,21 @@ def impression_update_(x, grad, exp_avg, exp_avg_sq, step, *, lr, betas, eps, l1
             hi=hi.data_ptr(),
             channels=channels,
             channel_size=x.numel() // (x.shape[0] * channels) if per_channel else x.numel(),
-            lr=0.0 if isinstance(lr, torch.Tensor) else lr,
+            lr=0.0 if isinstance(lr, Tensor) else lr,
             beta1=betas[0],
             beta2=betas[1],
             eps=eps,
             l1=l1,
             l2=l2,
-            step=0.0 if isinstance(step, torch.Tensor) else step,
-            device_lr=lr.data_ptr() if isinstance(lr, torch.Tensor) else None,
-            device_step=step.data_ptr() if isinstance(step, torch.Tensor) else None,
+            step=0.0 if isinstance(step, Tensor) else step,
+            device_lr=lr.data_ptr() if isinstance(lr, Tensor) else None,
+            device_step=step.data_ptr() if isinstance(step, Tensor) else None,
             device_bounds=per_channel,
         ),
         **how,
     )
 
 
-def orders(count: int = 8):
-    """Seeds for the order of threads and blocks, each with another limit on the number of blocks."""
+def orders(count: int = 8) -> Iterator[tuple[int, int]]:
+    """Return pairs of a seed for the order of threads and blocks and a limit on the number of blocks."""
     return zip(range(count), itertools.cycle([ALL_BLOCKS, 1, 2, 3]), strict=False)

@@ -1,9 +1,9 @@
-"""Kills runs of `synthesize` with SIGKILL at random moments and resumes them; run as a script.
+"""Kill runs of `synthesize` with SIGKILL at random moments and resume them; run as a script.
 
     python killed_runs.py FOLDER KILLS SEED
 
-Prints one line of JSON. One process imports torch once and forks every run, since imports take far longer than
-the runs; it keeps to one thread, as a process with several cannot be forked safely.
+Prints one line of JSON. One process imports torch once and forks every run, since imports take far longer than the
+runs. It has one thread, as a process with several cannot be forked safely.
 """
 
 import json
@@ -15,22 +15,22 @@ import time
 from pathlib import Path
 
 import torch
-from small_models import VECTOR, synthesis_recipe, vector_classifier
+from small_models import VECTOR, open_store, synthesis_recipe, vector_classifier
 
 from zskd_fast import ops
-from zskd_fast.store.store import Store
-from zskd_fast.synthesis.synthesizer import Synthesizer, synthesize
+from zskd_fast.synthesis.shards import synthesize
+from zskd_fast.synthesis.synthesizer import Synthesizer
 
 RECIPE = synthesis_recipe(impressions=22, shard_size=4, steps=30, batch_size=4)
 SHARDS = 6
-# What a run does to the disk, any of which may be its last act.
-ACTS = ("fsync", "replace", "open")
+# Operations on the disk, at any of which a run may be killed.
+DISK_OPERATIONS = ("fsync", "replace", "open")
 
 
 def fill(folder: Path, log: Path) -> None:
-    """Resumes the store, noting in the log each shard that is begun."""
+    """Resume the store, and write to the log the number of each shard that is started."""
     synthesizer = Synthesizer(vector_classifier(), VECTOR, RECIPE, seed=1)
-    store = Store.open_or_create(folder, synthesizer.fingerprint())
+    store = open_store(folder, synthesizer)
     run = synthesizer.run
 
     def noted(ids, **options):
@@ -43,39 +43,39 @@ def fill(folder: Path, log: Path) -> None:
 
 
 def start(folder: Path, log: Path, *, die_at: int | None = None) -> int:
-    """Forks a run; ``die_at`` is the number of the act on the disk, before or after which it kills itself."""
+    """Fork a run. ``die_at`` is the number of the operation on the disk before or after which it kills itself."""
     child = os.fork()
     if child == 0:
         try:
             if die_at is not None:
-                _die_at_act(die_at)
+                _die_at_operation(die_at)
             fill(folder, log)
-        except BaseException:  # a fork must never go on in the code of its parent
+        except BaseException:  # a fork must never continue in the code of its parent
             sys.excepthook(*sys.exc_info())
             os._exit(1)
         os._exit(0)
     return child
 
 
-def _die_at_act(number):
-    acts = iter(range(10**6))
+def _die_at_operation(number):
+    numbers = iter(range(10**6))
 
-    def dying(act):
+    def dying(operation):
         def wrapped(*args, **options):
-            if next(acts) == number // 2:
+            if next(numbers) == number // 2:
                 if number % 2:
-                    act(*args, **options)
+                    operation(*args, **options)
                 os.kill(os.getpid(), signal.SIGKILL)
-            return act(*args, **options)
+            return operation(*args, **options)
 
         return wrapped
 
-    for name in ACTS:
+    for name in DISK_OPERATIONS:
         setattr(os, name, dying(getattr(os, name)))
 
 
 def wait(child: int) -> int | None:
-    """The signal that ended a run, or None if it came to its end."""
+    """Return the signal that ended a run, or None if it finished."""
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         return os.WTERMSIG(status)
@@ -85,12 +85,12 @@ def wait(child: int) -> int | None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a store."""
+    """Return every file of a store."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def main(folder: Path, kills: int, seed: int) -> dict[str, int]:
-    """Kills and resumes until so many kills have hit; a store that is whole in between is compared and dropped."""
+    """Kill and resume until this many runs were killed; compare each store that is finished, then start another."""
     torch.set_num_threads(1)
     ops.philox(torch.arange(1), 1, seed=0, stream=0)  # the first call of an op imports much of torch
     chance = random.Random(seed)
@@ -100,17 +100,17 @@ def main(folder: Path, kills: int, seed: int) -> dict[str, int]:
     result = {"kills": 0, "kills_at_the_disk": 0, "stores": 0, "identical": 0, "most_redone": 0}
     while result["kills"] < kills:
         store, log = folder / f"store-{result['stores']}", folder / f"log-{result['stores']}"
-        killed = _kill_until_whole(store, log, chance, seconds, result)
+        killed = _kill_until_finished(store, log, chance, seconds, result)
         begun = [line for line in log.read_text().splitlines() if line]
         result["stores"] += 1
         result["identical"] += contents(store) == wanted
-        # Shards begun beyond one each, per kill.
+        # Shards that were started more than once, per kill.
         result["most_redone"] = max(result["most_redone"], -(-(len(begun) - SHARDS) // max(killed, 1)))
     return result
 
 
-def _kill_until_whole(store, log, chance, seconds, result):
-    """One store, from nothing to whole; returns how many kills it took."""
+def _kill_until_finished(store, log, chance, seconds, result):
+    """Make one store, killing runs at random, and return how many were killed."""
     killed = 0
     while True:
         at_the_disk = chance.random() < 0.5

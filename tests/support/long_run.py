@@ -1,4 +1,4 @@
-"""Fills a store in shards of 1,000 and prints memory and open files after each; run as a script.
+"""Fill a store in shards of 1,000 and print memory and open files after each; run as a script.
 
 python long_run.py FOLDER IMPRESSIONS
 """
@@ -8,22 +8,22 @@ import os
 import sys
 from pathlib import Path
 
-from small_models import VECTOR, synthesis_recipe, vector_classifier
+from small_models import VECTOR, open_store, synthesis_recipe, vector_classifier
 
-from zskd_fast.store.store import Store
-from zskd_fast.synthesis.synthesizer import Synthesizer, synthesize
+from zskd_fast.synthesis.shards import synthesize
+from zskd_fast.synthesis.synthesizer import Synthesizer
 
 
 def resident_bytes() -> int:
-    """Memory of this process that is in use now, not at its peak."""
+    """Return the memory of this process in use now, not its peak."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def main(folder: str, impressions: int) -> None:
-    """One line of JSON per shard."""
+    """Print one line of JSON per shard."""
     recipe = synthesis_recipe(impressions=impressions, shard_size=1000, batch_size=1000, steps=2)
     synthesizer = Synthesizer(vector_classifier(), VECTOR, recipe, seed=1)
-    store = Store.open_or_create(folder, synthesizer.fingerprint())
+    store = open_store(folder, synthesizer)
     write = store.write_shard
 
     def measured(shard, made):

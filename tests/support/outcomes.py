@@ -1,19 +1,21 @@
 """Made-up outcomes of `zskd-fast repro`."""
 
 import dataclasses
+from typing import Any
 
 from zskd_fast.repro.results import Outcome
 
 
-def outcome(**changes):
+def outcome(**changes: Any) -> Outcome:
     plain = Outcome(
         setup="fast-mnist",
-        way="zskd",
+        recipe="fast",
+        change="",
+        method="zskd",
         seed=0,
         device="cpu",
         threads=2,
         torch="2",
-        recipe="fast-medium",
         teacher_accuracy=0.99,
         student_accuracy=0.98,
         agreement_impressions=0.9,

@@ -1,4 +1,6 @@
-"""Cases and measures shared by the tests of the two row losses."""
+"""Inputs and comparisons that the tests of the two row losses share."""
+
+from collections.abc import Callable
 
 import torch
 
@@ -12,16 +14,23 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def logits_of(
-    rows: int, classes: int, dtype=torch.float32, *, scale: float = 8.0, seed: int = 0
+    rows: int, classes: int, dtype: torch.dtype = torch.float32, *, scale: float = 8.0, seed: int = 0
 ) -> torch.Tensor:
     return (torch.randn(rows, classes, generator=generator(seed)) * scale).to(dtype)
 
 
-def targets_of(rows: int, classes: int, dtype=torch.float32, *, seed: int = 1) -> torch.Tensor:
+def targets_of(rows: int, classes: int, dtype: torch.dtype = torch.float32, *, seed: int = 1) -> torch.Tensor:
     return torch.softmax(torch.randn(rows, classes, generator=generator(seed)) * 3, dim=1).to(dtype)
 
 
-def value_and_grad(loss_fn, logits: torch.Tensor, other: torch.Tensor, temperature: float, reduction: str):
+def value_and_grad(
+    loss_fn: Callable[..., torch.Tensor],
+    logits: torch.Tensor,
+    other: torch.Tensor,
+    temperature: float,
+    reduction: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the loss and the gradient of its sum with respect to the logits."""
     leaf = logits.detach().clone().requires_grad_()
     loss = loss_fn(leaf, other, temperature, reduction=reduction)
     (grad,) = torch.autograd.grad(loss.sum(), leaf)
@@ -29,16 +38,14 @@ def value_and_grad(loss_fn, logits: torch.Tensor, other: torch.Tensor, temperatu
 
 
 def assert_close(got: torch.Tensor, want: torch.Tensor, tolerance: float, what: str) -> None:
-    """Largest error relative to the largest wanted value; written so that a NaN fails."""
+    """Assert that the largest error, relative to the largest wanted value, is within the tolerance. A NaN fails."""
     error = (got.double() - want.double()).abs().max().item()
     size = want.double().abs().max().item()
-    assert error <= tolerance * max(size, 1e-30), (
-        f"{what}: error {error:.3g} of {size:.3g}, allowed {tolerance:.3g}"
-    )
+    assert error <= tolerance * max(size, 1e-30), f"{what}: error {error:.3g} of {size:.3g}, allowed {tolerance:.3g}"
 
 
 def layouts(matrix: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The same values in every memory layout that a caller may bring."""
+    """Return the same values in the memory layouts that a caller may use."""
     rows, classes = matrix.shape
     wide = torch.full((rows, 3 * classes), torch.nan, dtype=matrix.dtype)
     wide[:, ::3] = matrix

@@ -1,18 +1,23 @@
-"""Small classifiers and recipes, for tests that need one but not a good one."""
+"""Small classifiers, recipes, stores and impressions."""
 
 import dataclasses
 
 import torch
 from torch import nn
 
+from zskd_fast.config.identity import ImpressionIdentity, ModelIdentity, RunIdentity, StudentIdentity
 from zskd_fast.config.input_spec import InputSpec
 from zskd_fast.config.recipe import (
     AugmentationRecipe,
     DistillationRecipe,
-    StartRecipe,
+    ImpressionRecipe,
+    NoiseRecipe,
     SynthesisRecipe,
-    load_recipe,
 )
+from zskd_fast.config.recipe_files import load_recipe
+from zskd_fast.store.impressions import Impressions
+from zskd_fast.store.store import Store
+from zskd_fast.synthesis.synthesizer import Synthesizer
 
 IMAGE = InputSpec(shape=(1, 8, 8))
 VECTOR = InputSpec(shape=(6,))
@@ -22,9 +27,7 @@ def image_classifier(*, classes=4, seed=0) -> nn.Sequential:
     """A small convolutional classifier of 1x8x8 images."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return nn.Sequential(
-            nn.Conv2d(1, 4, 3), nn.Tanh(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(36, classes)
-        )
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(36, classes))
 
 
 def vector_classifier(*, classes=4, seed=0) -> nn.Sequential:
@@ -37,25 +40,81 @@ def vector_classifier(*, classes=4, seed=0) -> nn.Sequential:
 def synthesis_recipe(**changes) -> SynthesisRecipe:
     """The demo's synthesis, cut short: 20 impressions of 5 steps in batches of 4 and shards of 8."""
     small = {"impressions": 20, "steps": 5, "batch_size": 4, "shard_size": 8}
-    return dataclasses.replace(load_recipe("demo-mnist").synthesis, **small | changes)
+    return dataclasses.replace(load_recipe("demo").synthesis, **small | changes)
 
 
-def start_recipe(**changes) -> StartRecipe:
-    """Uniform noise on (0, 1) but for the changes."""
-    plain = {"noise": "uniform", "scale": 1.0, "shift": 0.0, "leaves": 0, "leaf_size": (0.0, 0.0)}
-    return StartRecipe(**plain | changes)
+def noise_recipe(**changes) -> NoiseRecipe:
+    """Uniform noise on (0, 1), with changes."""
+    plain = {"kind": "uniform", "scale": 1.0, "shift": 0.0, "leaves": 0, "leaf_size": (0.0, 0.0)}
+    return NoiseRecipe(**plain | changes)
 
 
 def augmentation_recipe(**changes) -> AugmentationRecipe:
-    """No augmentation at all but the changes."""
+    """No augmentation except the changes."""
     off = {field.name: 0.0 for field in dataclasses.fields(AugmentationRecipe)}
     return AugmentationRecipe(**off | {"clamp": False} | changes)
 
 
 def distillation_recipe(augmentation=None, **changes) -> DistillationRecipe:
-    """The demo's distillation, cut short to 20 steps of 8, without augmentation and adversary unless given."""
+    """The demo's distillation, cut to 20 steps of 8, without augmentation unless given."""
     small = {"steps": 20, "batch_size": 8, "augmentation": augmentation or augmentation_recipe()}
-    return dataclasses.replace(load_recipe("demo-mnist").distillation, **small | changes)
+    return dataclasses.replace(load_recipe("demo").distillation, **small | changes)
+
+
+def impression_identity(*, seed=3, layer="fc", input_spec=IMAGE, **recipe) -> ImpressionIdentity:
+    """The identity of impressions of a teacher that does not exist."""
+    whole = synthesis_recipe(**recipe)
+    numbers = {field.name: getattr(whole, field.name) for field in dataclasses.fields(ImpressionRecipe)}
+    return ImpressionIdentity(
+        seed=seed,
+        input=input_spec,
+        teacher=ModelIdentity(name="LeNet5", sha256="ab"),
+        layer=layer,
+        num_classes=3,
+        recipe=ImpressionRecipe(**numbers),
+    )
+
+
+def run_identity(*, num_impressions=10, seed=3, **recipe) -> RunIdentity:
+    """The identity of a run of models that do not exist."""
+    impressions = impression_identity(seed=seed, **recipe)
+    student = StudentIdentity(
+        seed=seed,
+        input=impressions.input,
+        teacher=impressions.teacher,
+        student=ModelIdentity(name="LeNet5Half", sha256="cd"),
+        recipe=distillation_recipe(),
+    )
+    return RunIdentity(impressions=impressions, num_impressions=num_impressions, student=student)
+
+
+def open_store(folder, synthesizer: Synthesizer, **options) -> Store:
+    """The store of a synthesizer's recipe."""
+    sizes = {"impressions": synthesizer.recipe.impressions, "shard_size": synthesizer.recipe.shard_size}
+    return Store.open_or_create(folder, synthesizer.identity, **sizes | options)
+
+
+def all_impressions(store: Store) -> Impressions:
+    """All impressions of a finished store."""
+    return Impressions.concatenate([store.read_shard(shard) for shard in range(store.num_shards)])
+
+
+def impressions_of(x, teacher_logits=None, ids=None) -> Impressions:
+    """Impressions with these inputs, for a distiller, which looks at nothing else."""
+    count = len(x)
+    logits = torch.zeros(count, 4) if teacher_logits is None else teacher_logits
+    ids = torch.arange(count) if ids is None else ids
+    zeros = torch.zeros(count)
+    return Impressions(
+        x=x,
+        target=logits.softmax(dim=-1),
+        teacher_logits=logits,
+        id=ids,
+        class_index=torch.zeros(count, dtype=torch.int64),
+        beta=zeros,
+        loss=zeros,
+        steps=torch.zeros(count, dtype=torch.int64),
+    )
 
 
 def same_tensors(left: nn.Module, right: nn.Module) -> bool:

@@ -1,3 +1,5 @@
+"""The plan: which impression has which class and which beta."""
+
 import pytest
 import torch
 
@@ -5,7 +7,7 @@ from zskd_fast.errors import InputError
 from zskd_fast.synthesis.plan import Plan
 
 
-def test_classes_take_turns_then_betas():
+def test_the_classes_take_turns_and_then_the_betas():
     plan, ids = Plan(3, (1.0, 0.1)), torch.arange(12)
     assert plan.class_of(ids).tolist() == [0, 1, 2] * 4
     assert torch.equal(plan.beta_of(ids), torch.tensor([1.0, 1.0, 1.0, 0.1, 0.1, 0.1] * 2))
@@ -21,7 +23,7 @@ def test_every_prefix_is_balanced_over_classes_and_betas():
         assert per_beta.max() - per_beta.min() <= 7
 
 
-def test_depends_on_the_id_alone():
+def test_class_and_beta_depend_on_the_id_only():
     plan, ids = Plan(10, (1.0, 0.1)), torch.tensor([2**40 + 3, 5, 17])
     for index, one in enumerate(ids.split(1)):
         assert plan.class_of(one) == plan.class_of(ids)[index]
@@ -29,8 +31,15 @@ def test_depends_on_the_id_alone():
 
 
 @pytest.mark.parametrize(
-    ("classes", "betas"), [(1, (1.0,)), (10, ()), (10, (0.0,)), (10, (-1.0,)), (10, (float("nan"),))]
+    ("classes", "betas", "message"),
+    [
+        (1, (1.0,), "at least 2 classes, got 1"),
+        (10, (), "one or more finite numbers above 0"),
+        (10, (0.0,), "finite numbers above 0"),
+        (10, (-1.0,), "finite numbers above 0"),
+        (10, (float("nan"),), "finite numbers above 0"),
+    ],
 )
-def test_refuses_one_class_and_betas_that_are_not_positive(classes, betas):
-    with pytest.raises(InputError):
+def test_one_class_and_betas_that_are_not_positive_are_refused(classes, betas, message):
+    with pytest.raises(InputError, match=message):
         Plan(classes, betas)

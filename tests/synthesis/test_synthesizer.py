@@ -1,3 +1,5 @@
+"""The synthesizer: what an impression is, what it depends on, and which teachers are refused."""
+
 import dataclasses
 import math
 import re
@@ -5,17 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import IMAGE, VECTOR, image_classifier, start_recipe, synthesis_recipe, vector_classifier
+from counted import counted, once
+from small_models import IMAGE, VECTOR, image_classifier, noise_recipe, synthesis_recipe, vector_classifier
 from torch import nn
 
 import zskd_fast
 from zskd_fast import ops
+from zskd_fast.config.identity import ImpressionIdentity
 from zskd_fast.config.input_spec import InputSpec
+from zskd_fast.config.recipe import ImpressionRecipe, NoiseRecipe
 from zskd_fast.errors import InputError
-from zskd_fast.store.store import Store
+from zskd_fast.models.classifier import Classifier
 from zskd_fast.synthesis.class_similarity import class_similarity
 from zskd_fast.synthesis.start_noise import start_noise
-from zskd_fast.synthesis.synthesizer import Synthesizer, synthesize
+from zskd_fast.synthesis.synthesizer import Synthesizer
 
 
 def _synthesizer(teacher=None, input_spec=IMAGE, seed=1, layer=None, **recipe):
@@ -32,15 +37,15 @@ def _assert_close(left, right):
         torch.testing.assert_close(tensor, right.tensors()[name], rtol=1e-4, atol=1e-4, msg=name)
 
 
-# What an impression is
+# ------------------------------------------------------------------------------- what an impression is
 
 
-def test_follows_plain_adam_on_the_tempered_cross_entropy_with_the_priors():
-    """The known faults: binary cross-entropy, a temperature left out, targets normalised again."""
+def test_an_impression_is_that_of_plain_adam_on_the_tempered_cross_entropy_with_the_priors():
+    """The known faults: binary cross-entropy, a temperature left out, targets normalized again."""
     teacher = image_classifier()
     priors = {"l1": 1e-2, "l2": 2e-2, "total_variation": 3e-2}
     few = {"batch_size": 6, "temperature": 1.5} | priors
-    recipe = synthesis_recipe(steps=20, learning_rate=0.02, start=start_recipe(scale=0.2, shift=0.4), **few)
+    recipe = synthesis_recipe(steps=20, learning_rate=0.02, start_noise=noise_recipe(scale=0.2, shift=0.4), **few)
     made = Synthesizer(teacher, IMAGE, recipe, seed=1).run(range(6))
     started = Synthesizer(teacher, IMAGE, dataclasses.replace(recipe, steps=0), seed=1).run(range(6))
 
@@ -61,18 +66,24 @@ def test_follows_plain_adam_on_the_tempered_cross_entropy_with_the_priors():
     torch.testing.assert_close(made.x, x.detach(), rtol=0, atol=1e-4)
     assert ((made.x > 0) & (made.x < 1)).float().mean() > 0.3, "nearly all values are at a limit"
     for prior in priors:
-        without = Synthesizer(teacher, IMAGE, dataclasses.replace(recipe, **{prior: 0.0}), seed=1).run(
-            range(6)
-        )
+        without = Synthesizer(teacher, IMAGE, dataclasses.replace(recipe, **{prior: 0.0}), seed=1).run(range(6))
         assert (without.x - made.x).abs().mean() > 0.005, f"{prior} made no difference"
 
 
-def test_without_steps_an_impression_is_its_start_noise_labelled_by_the_teacher():
+def test_without_steps_an_impression_is_its_start_noise_labeled_by_the_teacher():
     teacher, steps = image_classifier(), []
     made = _synthesizer(teacher, steps=0).run(range(20), progress=steps.append)
-    assert torch.equal(made.x, start_noise(made.id, synthesis_recipe().start, IMAGE, seed=1))
+    assert torch.equal(made.x, start_noise(made.id, synthesis_recipe().start_noise, IMAGE, seed=1))
     torch.testing.assert_close(made.teacher_logits, teacher(made.x).detach())
     assert sum(steps) == 20
+
+
+def test_a_shortened_synthesizer_has_other_steps_and_its_own_timer():
+    synthesizer = _synthesizer()
+    short = synthesizer.shortened(2)
+    assert _equal(short.run(range(8)), _synthesizer(steps=2).run(range(8)))
+    assert short.timer.seconds and not synthesizer.timer.seconds
+    assert synthesizer.recipe.steps == 5
 
 
 def test_class_impressions_have_one_hot_targets():
@@ -85,7 +96,13 @@ def test_total_variation_needs_an_image():
         _synthesizer(vector_classifier(), VECTOR, total_variation=0.1)
 
 
-def test_writes_down_what_the_teacher_says_of_the_finished_impression():
+def test_dead_leaves_need_an_image():
+    leaves = noise_recipe(kind="dead_leaves", leaves=3, leaf_size=(0.1, 0.5))
+    with pytest.raises(InputError, match=r"shape \[6\] are no images .* cannot be dead_leaves"):
+        _synthesizer(vector_classifier(), VECTOR, start_noise=leaves)
+
+
+def test_logits_and_loss_are_those_of_the_finished_impression():
     """The known fault: the soft targets were thrown away."""
     teacher = image_classifier()
     made = _synthesizer(teacher, temperature=7.0).run(range(20))
@@ -106,7 +123,7 @@ def test_targets_are_dirichlet_draws_of_the_scaled_class_similarity():
     torch.testing.assert_close(made.target.sum(dim=1), torch.ones(20))
 
 
-def test_optimising_lowers_the_loss():
+def test_more_steps_lower_the_loss():
     few = _synthesizer(vector_classifier(), VECTOR, steps=1, temperature=2.0).run(range(20))
     many = _synthesizer(vector_classifier(), VECTOR, steps=100, temperature=2.0).run(range(20))
     assert (many.loss <= few.loss + 1e-4).all()
@@ -114,13 +131,13 @@ def test_optimising_lowers_the_loss():
 
 
 def test_an_impression_starts_from_the_noise_of_the_recipe():
-    start = start_recipe(noise="normal", scale=2.0, shift=-1.0)
-    made = _synthesizer(steps=0, clamp=False, start=start).run(range(20))
-    torch.testing.assert_close(made.x, start_noise(made.id, start, IMAGE, seed=1))
+    noise = noise_recipe(kind="normal", scale=2.0, shift=-1.0)
+    made = _synthesizer(steps=0, clamp=False, start_noise=noise).run(range(20))
+    torch.testing.assert_close(made.x, start_noise(made.id, noise, IMAGE, seed=1))
 
 
 @pytest.mark.parametrize("valid_range", [(0.0, 1.0), (-1.0, 0.25)])
-def test_clamp_keeps_the_valid_range_and_without_it_nothing_does(valid_range):
+def test_only_clamp_keeps_the_valid_range(valid_range):
     spec = InputSpec(IMAGE.shape, valid_range)
     low, high = valid_range
     clamped = _synthesizer(input_spec=spec, learning_rate=1.0, l1=0.0).run(range(8))
@@ -131,7 +148,7 @@ def test_clamp_keeps_the_valid_range_and_without_it_nothing_does(valid_range):
     assert free.x.max() > high
 
 
-def test_the_teacher_sees_normalised_inputs():
+def test_the_teacher_sees_normalized_inputs():
     spec = InputSpec(IMAGE.shape, mean=(0.3,), std=(0.2,))
     teacher = image_classifier()
     made = _synthesizer(teacher, spec).run(range(4))
@@ -139,21 +156,24 @@ def test_the_teacher_sees_normalised_inputs():
 
 
 @pytest.mark.parametrize("shape", [(6,), (1, 8, 8), (3, 8, 8), (5, 4), (2, 3, 4, 4)])
-def test_inputs_of_any_rank(shape):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        teacher = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 3))
-    made = _synthesizer(teacher, InputSpec(shape)).run(range(6))
+def test_inputs_have_any_number_of_axes(shape):
+    made = _synthesizer(_flat_classifier(math.prod(shape)), InputSpec(shape)).run(range(6))
     assert made.x.shape == (6, *shape)
     assert torch.isfinite(made.x).all()
 
 
-# What an impression depends on
+def _flat_classifier(values):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(values, 3))
 
 
-def test_same_seed_same_bits_and_another_seed_another_impression():
+# ------------------------------------------------------------------------- what an impression depends on
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_other_impressions():
     first = _synthesizer().run(range(20))
-    torch.rand(3)  # torch's own random numbers play no part
+    torch.rand(3)  # torch's own random state plays no part
     assert _equal(_synthesizer().run(range(20)), first)
     other = _synthesizer(seed=2).run(range(20))
     assert not torch.equal(other.target, first.target)
@@ -161,20 +181,20 @@ def test_same_seed_same_bits_and_another_seed_another_impression():
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 20])
-def test_batch_mates_do_not_matter(batch_size):
+def test_the_rest_of_the_batch_does_not_matter(batch_size):
     """The known fault: clipping by the extremes of the whole batch."""
     expected = _synthesizer().run(range(20))
     _assert_close(_synthesizer(batch_size=batch_size).run(range(20)), expected)
 
 
-def test_neither_order_nor_company_matters():
+def test_the_order_and_the_other_ids_do_not_matter():
     expected = _synthesizer().run(range(20))
     ids = torch.tensor([17, 3, 11, 4, 0])
     _assert_close(_synthesizer().run(ids), expected[ids])
     _assert_close(_synthesizer(impressions=1000, shard_size=3).run([19]), expected[19:])
 
 
-def test_a_run_leaves_nothing_behind_that_changes_the_next():
+def test_a_run_does_not_change_the_next_one():
     synthesizer = _synthesizer()
     first = synthesizer.run(range(6))
     synthesizer.run(range(13, 20))
@@ -187,10 +207,10 @@ def test_ids_may_be_large():
     assert not torch.equal(made.x[0], made.x[1])
 
 
-# What it does to the teacher
+# ------------------------------------------------------------------------------- what the teacher undergoes
 
 
-def test_the_teacher_is_evaluated_and_comes_back_as_it_was():
+def test_the_teacher_runs_in_eval_mode_and_is_restored():
     teacher = vector_classifier().train()
     teacher[0].weight.requires_grad_(False)
     weights = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
@@ -211,7 +231,23 @@ def test_the_teacher_is_evaluated_and_comes_back_as_it_was():
     assert all(torch.equal(tensor, weights[name]) for name, tensor in teacher.state_dict().items())
 
 
-def test_works_under_no_grad():
+def test_a_classifier_is_not_probed_or_hashed_again():
+    with counted() as counts:
+        teacher = Classifier(image_classifier(), IMAGE)
+        synthesizer = _synthesizer(teacher)
+        made = synthesizer.run(range(8))
+        assert synthesizer.identity.teacher == teacher.identity
+    assert counts["probes"] == counts["hashes"] == once(teacher.model)
+    assert _equal(made, _synthesizer(teacher.model).run(range(8)))
+
+
+def test_a_classifier_of_another_input_is_refused():
+    teacher = Classifier(image_classifier(), InputSpec(IMAGE.shape, valid_range=(0.0, 255.0)))
+    with pytest.raises(InputError, match="the teacher was probed with another input or logits_fn; give the module"):
+        _synthesizer(teacher)
+
+
+def test_a_run_under_no_grad_gives_the_same_bits():
     with torch.no_grad():
         made = _synthesizer().run(range(4))
     assert _equal(made, _synthesizer().run(range(4)))
@@ -224,16 +260,18 @@ def test_no_device_is_named_in_the_package():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_runs_where_the_teacher_lies():
+def test_a_run_is_on_the_device_of_the_teacher():
     made = _synthesizer(image_classifier().cuda()).run(range(8))
     assert {tensor.device.type for tensor in made.tensors().values()} == {"cuda"}
     _assert_close(made.to("cpu"), _synthesizer().run(range(8)))
 
 
-# What it refuses
+# ----------------------------------------------------------------------------------------- what is refused
 
 
 class Wrapped(nn.Module):
+    """The small classifier, with a function of its logits as the output."""
+
     def __init__(self, wrap):
         super().__init__()
         self.inner, self.wrap = image_classifier(), wrap
@@ -242,13 +280,15 @@ class Wrapped(nn.Module):
         return self.wrap(self.inner(x))
 
 
+def _first(output):
+    return output[0]
+
+
 def test_a_tuple_needs_logits_fn():
     teacher = Wrapped(lambda logits: (logits, None))
     with pytest.raises(InputError, match="logits_fn"):
         _synthesizer(teacher)
-    made = Synthesizer(teacher, IMAGE, synthesis_recipe(), seed=1, logits_fn=lambda output: output[0]).run(
-        [3]
-    )
+    made = Synthesizer(teacher, IMAGE, synthesis_recipe(), seed=1, logits_fn=_first).run([3])
     assert torch.equal(made.x, _synthesizer(teacher.inner).run([3]).x)
 
 
@@ -262,11 +302,9 @@ def test_an_input_shape_that_the_teacher_rejects_is_named():
         _synthesizer(input_spec=InputSpec((1, 12, 12)))
 
 
-def test_one_class_and_a_wrong_class_count_are_refused():
+def test_one_class_is_refused():
     with pytest.raises(InputError, match="K = 1"):
         _synthesizer(image_classifier(classes=1))
-    with pytest.raises(InputError, match="4 classes, but num_classes says 10"):
-        Synthesizer(image_classifier(), IMAGE, synthesis_recipe(), seed=1, num_classes=10)
 
 
 def test_nan_weights_are_named():
@@ -288,8 +326,8 @@ def test_bad_seeds_are_refused(seed):
         _synthesizer(seed=seed)
 
 
-def test_impressions_that_diverge_are_an_error_not_a_file():
-    with pytest.raises(InputError, match=r"3 of 3 impressions came out with NaN .* id 5; lower"):
+def test_impressions_that_diverge_are_an_error_with_the_first_id():
+    with pytest.raises(InputError, match=r"3 of 3 impressions hold NaN .* id 5; lower"):
         _synthesizer(learning_rate=1e38, clamp=False, steps=50, l1=0.0).run([5, 6, 7])
 
 
@@ -300,99 +338,117 @@ def test_the_classifier_weights_may_be_given():
         _synthesizer(layer=torch.randn(5, 9))
 
 
-# The fingerprint
+# --------------------------------------------------------------------------------------------- the identity
+
+_LEAVES = noise_recipe(kind="dead_leaves", leaves=3, leaf_size=(0.1, 0.5))
+# For each field a value that differs from the small recipe's.
+_OTHER_RECIPE = {
+    "betas": (1.0,),
+    "targets": "one_hot",
+    "concentration_floor": 2e-3,
+    "temperature": 19.0,
+    "steps": 6,
+    "learning_rate": 0.2,
+    "final_learning_rate_fraction": 0.5,
+    "adam_betas": (0.9, 0.99),
+    "adam_eps": 1e-7,
+    "start_noise": noise_recipe(kind="normal"),
+    "clamp": False,
+    "l1": 0.0,
+    "l2": 1e-3,
+    "total_variation": 1e-3,
+    "store_dtype": "float16",
+    "batch_size": 5,
+    "fold_batch_norm": True,
+    "channels_last": True,
+    "compile_teacher": True,
+}
+_OTHER_NOISE = {
+    "kind": (noise_recipe(), noise_recipe(kind="normal")),
+    "scale": (noise_recipe(), noise_recipe(scale=0.5)),
+    "shift": (noise_recipe(), noise_recipe(shift=0.5)),
+    "leaves": (_LEAVES, dataclasses.replace(_LEAVES, leaves=4)),
+    "leaf_size": (_LEAVES, dataclasses.replace(_LEAVES, leaf_size=(0.1, 0.6))),
+}
+_NORMALIZED = InputSpec((6,), mean=(0.5,), std=(0.25,))
+_OTHER_INPUT = {
+    "shape": (InputSpec((6,)), InputSpec((2, 3))),
+    "valid_range": (InputSpec((6,)), InputSpec((6,), (0.0, 2.0))),
+    "mean": (_NORMALIZED, dataclasses.replace(_NORMALIZED, mean=(0.4,))),
+    "std": (_NORMALIZED, dataclasses.replace(_NORMALIZED, std=(0.5,))),
+}
 
 
-def test_the_fingerprint_tells_apart_all_that_changes_the_impressions():
+def _names(kind):
+    return {field.name for field in dataclasses.fields(kind)}
+
+
+def test_the_tests_of_the_identity_below_know_every_field():
+    assert set(_OTHER_RECIPE) == _names(ImpressionRecipe)
+    assert set(_OTHER_NOISE) == _names(NoiseRecipe)
+    assert set(_OTHER_INPUT) == _names(InputSpec)
+    assert _names(ImpressionIdentity) == {"seed", "input", "teacher", "layer", "num_classes", "recipe"}
+
+
+@pytest.mark.parametrize(
+    "same", [{"parallel_batches": False}, {"impressions": 21}, {"shard_size": 7}, {}], ids=lambda same: "".join(same)
+)
+def test_the_identity_does_not_depend_on_the_number_of_impressions_or_how_they_are_made(same):
+    assert synthesis_recipe().parallel_batches
+    assert _synthesizer(**same).identity == _synthesizer().identity
+
+
+@pytest.mark.parametrize("field", _OTHER_RECIPE)
+def test_the_identity_depends_on_each_field_of_the_recipe(field):
+    plain, other = _synthesizer().identity, _synthesizer(**{field: _OTHER_RECIPE[field]}).identity
+    assert other != plain
+    assert other == dataclasses.replace(
+        plain, recipe=dataclasses.replace(plain.recipe, **{field: _OTHER_RECIPE[field]})
+    )
+
+
+@pytest.mark.parametrize("field", _OTHER_NOISE)
+def test_the_identity_depends_on_each_field_of_the_start_noise(field):
+    one, other = (_synthesizer(start_noise=noise).identity for noise in _OTHER_NOISE[field])
+    assert one != other
+
+
+@pytest.mark.parametrize("field", _OTHER_INPUT)
+def test_the_identity_depends_on_each_field_of_the_input(field):
+    one, other = (_synthesizer(_flat_classifier(6), spec).identity for spec in _OTHER_INPUT[field])
+    assert one != other
+    assert one.teacher == other.teacher
+
+
+def test_the_identity_depends_on_seed_weights_and_layer():
     weight = torch.randn(4, 9, generator=torch.Generator().manual_seed(0))
+    one_bit = image_classifier()
+    one_bit[0].bias.data[0] = torch.nextafter(one_bit[0].bias.data[0], torch.tensor(9.0))
     runs = [
         _synthesizer(),
         _synthesizer(seed=2),
-        _synthesizer(steps=6),
         _synthesizer(image_classifier(seed=3)),
-        _synthesizer(input_spec=InputSpec(IMAGE.shape, (0.0, 2.0))),
+        _synthesizer(one_bit),
         _synthesizer(layer=weight),
         _synthesizer(layer=weight + 1),
     ]
-    fingerprints = [run.fingerprint() for run in runs]
-    assert all(a != b for i, a in enumerate(fingerprints) for b in fingerprints[:i])
-    assert _synthesizer().fingerprint() == fingerprints[0]
+    identities = [run.identity for run in runs]
+    assert all(a != b for i, a in enumerate(identities) for b in identities[:i])
+    assert _synthesizer().identity == _synthesizer(layer="4").identity == identities[0]
+    assert (identities[0].layer, identities[0].num_classes, identities[0].seed) == ("4", 4, 1)
 
 
-# Filling a store
+def test_the_identity_depends_on_the_name_of_the_layer():
+    class TwoHeads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right = nn.Linear(6, 3), nn.Linear(6, 3)
 
+        def forward(self, x):
+            return self.left(x) + self.right(x)
 
-def _files(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def test_a_store_stopped_in_the_middle_ends_up_as_if_it_was_not(tmp_path):
-    whole = _synthesizer()
-    summary = synthesize(whole, Store.open_or_create(tmp_path / "whole", whole.fingerprint()), progress=False)
-    assert (summary.made, summary.reused) == (20, 0)
-
-    stopped = _synthesizer()
-    store = Store.open_or_create(tmp_path / "stopped", stopped.fingerprint())
-    store.write_shard(1, stopped.run(store.shard_ids(1)))
-    again = _synthesizer()
-    store = Store.open_or_create(tmp_path / "stopped", again.fingerprint())
-    summary = synthesize(again, store, progress=False)
-    assert (summary.made, summary.reused) == (12, 8)
-    assert _files(tmp_path / "stopped") == _files(tmp_path / "whole")
-
-    summary = synthesize(again, store, progress=False)
-    assert (summary.made, summary.reused) == (0, 20)
-
-
-def test_a_changed_bit_is_healed_and_nothing_else_is_written(tmp_path):
-    synthesizer = _synthesizer()
-    store = Store.open_or_create(tmp_path / "a", synthesizer.fingerprint())
-    synthesize(synthesizer, store, progress=False)
-    before = _files(tmp_path / "a")
-    stamps = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "a").glob("shard-*")}
-    damaged = tmp_path / "a" / "shard-000001.safetensors"
-    damaged.write_bytes(before[damaged.name][:-1] + b"\xff")
-    summary = synthesize(synthesizer, store, progress=False)
-    assert (summary.made, summary.reused, summary.elsewhere) == (8, 12, 0)
-    assert _files(tmp_path / "a") == before
-    changed = [name for name, stamp in stamps.items() if (tmp_path / "a" / name).stat().st_mtime_ns != stamp]
-    assert changed == [damaged.name]
-
-
-def test_a_shard_that_another_process_makes_is_left_to_it(tmp_path):
-    synthesizer = _synthesizer()
-    store = Store.open_or_create(tmp_path / "a", synthesizer.fingerprint())
-    with Store.open(tmp_path / "a").claim(1):
-        summary = synthesize(synthesizer, store, progress=False)
-    assert (summary.made, summary.reused, summary.elsewhere) == (12, 0, 8)
-    assert store.missing_shards() == [1]
-
-
-def test_a_store_holds_what_run_makes(tmp_path):
-    synthesizer = _synthesizer()
-    store = Store.open_or_create(tmp_path / "a", synthesizer.fingerprint())
-    synthesize(synthesizer, store, progress=False)
-    # Batches are cut inside a shard of 8, so that the run below cuts the same ones.
-    assert _equal(store.read_all(), synthesizer.run(range(20)))
-
-
-def test_the_store_of_another_synthesizer_is_not_written(tmp_path):
-    store = Store.open_or_create(tmp_path / "a", _synthesizer().fingerprint())
-    with pytest.raises(InputError, match="seed: 2 in this run, 1 in the store"):
-        synthesize(_synthesizer(seed=2), store, progress=False)
-    assert store.missing_shards() == [0, 1, 2]
-
-
-def test_times_the_phases_and_shows_progress_only_when_asked(tmp_path, capsys):
-    synthesizer = _synthesizer()
-    store = Store.open_or_create(tmp_path / "a", synthesizer.fingerprint())
-    summary = synthesize(synthesizer, store, progress=True)
-    shown = capsys.readouterr().err
-    assert "20/20" in shown
-    assert "impression/s" in shown
-    wanted = {"targets", "teacher forward", "teacher backward", "loss", "update", "io"}
-    assert set(summary.phase_seconds) == wanted
-    assert 0 < sum(summary.phase_seconds.values()) <= summary.seconds
-    silent = Store.open_or_create(tmp_path / "b", synthesizer.fingerprint())
-    synthesize(synthesizer, silent, progress=False)
-    assert capsys.readouterr().err == ""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        teacher = TwoHeads()
+    left, right = (_synthesizer(teacher, VECTOR, layer=layer).identity for layer in ("left", "right"))
+    assert left == dataclasses.replace(right, layer="left") != right

@@ -1,4 +1,4 @@
-"""What each command does, once its options are understood."""
+"""What each command does with its parsed options."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from dataclasses import asdict
 from functools import singledispatch
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,82 +17,78 @@ from zskd_fast.cli.options import (
     Demo,
     Distill,
     Export,
-    Machine,
+    Processor,
     Report,
     Repro,
     Run,
     Student,
     Synthesize,
     Teacher,
+    TeacherWithLayer,
     TrainTeacher,
     Verify,
 )
 from zskd_fast.config.input_spec import InputSpec
-from zskd_fast.config.recipe import load_recipe
 from zskd_fast.errors import InputError
+from zskd_fast.models.checkpoint_files import save_weights
 from zskd_fast.models.classifier import Classifier
-from zskd_fast.models.loading import ASSETS, build_model, save_weights
+from zskd_fast.models.user_models import ASSETS, ModelSource, build_model, load_classifier
 from zskd_fast.real_data.evaluation import TestSet, accuracy, load_test_set
-from zskd_fast.real_data.images import load_folder, to_input
+from zskd_fast.real_data.image_sets import load_folder, to_input
 from zskd_fast.real_data.train_teacher import train_teacher
 from zskd_fast.report import missing_extras, write_report
 from zskd_fast.repro.repeat import Order, repeat
-from zskd_fast.repro.setups import SETUPS
 from zskd_fast.repro.table import accuracy_table
-from zskd_fast.run.pipeline import (
-    Job,
-    distill_store,
-    load_student,
-    load_teacher,
-    make_synthesizer,
-    profile_job,
-    profile_synthesis,
-    run_job,
-)
-from zskd_fast.run.profiling import STEPS, require_writable_trace
-from zskd_fast.run.run_folder import RunFolder, require_writable
+from zskd_fast.run.job import Job, distill_store, run_job
+from zskd_fast.run.profiling import STEPS, profile_job, profile_synthesis, require_writable_trace
+from zskd_fast.run.run_folder import RunFolder
 from zskd_fast.run.summary import print_run
+from zskd_fast.runtime.environment import set_up
+from zskd_fast.runtime.files import require_writable
 from zskd_fast.runtime.processes import World, launched, process_group, require_alone
 from zskd_fast.store.export import export_png, export_webdataset
 from zskd_fast.store.store import Store
 from zskd_fast.store.verify import shard_faults, teacher_faults
-from zskd_fast.synthesis.synthesizer import SynthesisSummary, synthesize
-
-__all__ = ["execute"]
+from zskd_fast.synthesis.shards import SynthesisSummary, synthesize
+from zskd_fast.synthesis.synthesizer import Synthesizer
 
 _DAMAGED = 1
-_DEMO_TEACHER = Teacher("zskd_fast.models:LeNet5", ASSETS / "lenet5-mnist.safetensors")
+_DEMO_TEACHER = TeacherWithLayer("zskd_fast.models:LeNet5", ASSETS / "lenet5-mnist.safetensors")
 _DEMO_STUDENT = Student("zskd_fast.models:LeNet5Half")
+_DEMO_INPUT = InputSpec((1, 32, 32))
 _DEMO_TEST_DATA = ASSETS / "mnist-t10k"
 
 
 @singledispatch
 def execute(command: Command) -> int:
-    """Carry out a parsed command; returns the exit code."""
+    """Execute a parsed command and return the exit code."""
     raise TypeError(f"no such command: {type(command).__name__}")
 
 
 @execute.register
 def _(command: Demo) -> int:
-    test = load_test_set(_DEMO_TEST_DATA, command.input, "the MNIST test split that comes with zskd_fast")
-    return _run(command, _DEMO_TEACHER, _DEMO_STUDENT, test)
+    test = load_test_set(_DEMO_TEST_DATA, _DEMO_INPUT, "the MNIST test split that comes with zskd_fast")
+    return _run(command, _DEMO_INPUT, _DEMO_TEACHER, _DEMO_STUDENT, test)
 
 
 @execute.register
 def _(command: Run) -> int:
     test = _test_set(command.test_data, command.input)
-    return _run(command, command.teacher, command.student, test)
+    return _run(command, command.input, command.teacher, command.student, test)
 
 
-def _run(command: Demo | Run, teacher: Teacher, student: Student, test: TestSet | None) -> int:
+def _run(
+    command: Demo | Run, spec: InputSpec, teacher: TeacherWithLayer, student: Student, test: TestSet | None
+) -> int:
     require_alone(type(command).__name__.lower())
     require_writable(command.out)
-    _require_writable_trace(command.profile)
-    job = _job(command, teacher, student, command.input, test)
     if command.profile:
-        profile_job(job, command.synthesis, command.profile)
+        require_writable_trace(command.profile)
+    job = _job(command, spec, teacher, student, test)
+    if command.profile:
+        profile_job(job, command.synthesis, command.profile, layer=teacher.layer)
         _print_trace(command.profile)
-    _conclude(run_job(job, command.synthesis))
+    _conclude(run_job(job, command.synthesis, layer=teacher.layer))
     return 0
 
 
@@ -99,9 +96,8 @@ def _run(command: Demo | Run, teacher: Teacher, student: Student, test: TestSet 
 def _(command: Distill) -> int:
     require_writable(command.out)
     store = Store.open(command.impressions)
-    spec = InputSpec(**store.manifest["fingerprint"]["input"])
-    test = _test_set(command.test_data, spec)
-    job = _job(command, command.teacher, command.student, spec, test)
+    spec = store.identity.input
+    job = _job(command, spec, command.teacher, command.student, _test_set(command.test_data, spec))
     with process_group(job.device):
         run = distill_store(job, store)
     if run:
@@ -111,18 +107,25 @@ def _(command: Distill) -> int:
 
 @execute.register
 def _(command: Synthesize) -> int:
-    world = launched()
+    world, synthesis = launched(), command.synthesis
     if world.size > 1 and command.resume == "never":
-        raise InputError('resume "never" is for one process: of several, one may come late or be restarted')
+        raise InputError('resume "never" is for one process: of several, one may start late or again')
     require_writable(command.out)
-    _require_writable_trace(command.profile)
-    teacher = load_teacher(command.teacher, set_up(command.machine))
-    synthesizer = make_synthesizer(teacher, command.input, command.synthesis, command.machine.seed)
-    store = Store.open_or_create(command.out, synthesizer.fingerprint(), resume=command.resume)
+    if command.profile:
+        require_writable_trace(command.profile)
+    teacher = _load_teacher(command.teacher, command.input, command.machine)
+    synthesizer = Synthesizer(teacher, command.input, synthesis, seed=command.machine.seed, layer=command.teacher.layer)
+    store = Store.open_or_create(
+        command.out,
+        synthesizer.identity,
+        impressions=synthesis.impressions,
+        shard_size=synthesis.shard_size,
+        resume=command.resume,
+    )
     if command.profile and world.is_first:
         profile_synthesis(synthesizer, command.profile)
         _print_trace(command.profile)
-    summary = synthesize(synthesizer, store, rank=world.rank, world_size=world.size, progress=world.is_first)
+    summary = synthesize(synthesizer, store, world=world, progress=world.is_first)
     _print_synthesis(summary, command.out, world)
     return 0
 
@@ -131,7 +134,7 @@ def _print_synthesis(summary: SynthesisSummary, store: Path, world: World) -> No
     who = f"rank {world.rank}: " if world.size > 1 else ""
     rate = summary.made / summary.seconds
     print(f"{who}impressions   {summary.made:,} made in {summary.seconds:.1f} s, {rate:.1f} per second")
-    print(f"{who}              {summary.reused:,} were there already")
+    print(f"{who}              {summary.reused:,} existed already")
     if summary.elsewhere:
         print(f"{who}              {summary.elsewhere:,} are being made by another process")
     print(f"{who}store         {store}")
@@ -141,17 +144,14 @@ def _print_synthesis(summary: SynthesisSummary, store: Path, world: World) -> No
 def _(command: Verify) -> int:
     store = Store.open(command.store)
     faults = list(shard_faults(store))
-    asked = command.teacher != Teacher()
-    if asked:
-        model = load_teacher(command.teacher, set_up(command.machine))
-        spec = InputSpec(**store.manifest["fingerprint"]["input"])
-        faults += teacher_faults(store, Classifier(model.module, spec, logits_fn=model.logits_fn))
+    with_teacher = command.teacher != Teacher()
+    if with_teacher:
+        faults += teacher_faults(store, _load_teacher(command.teacher, store.identity.input, command.processor))
     for fault in faults:
         print(f"zskd-fast: {store.folder}: {fault}", file=sys.stderr)
     print(f"store         {store.folder}, {store.num_impressions:,} impressions, {store.num_shards:,} shards")
-    print(
-        f"faults        {len(faults)}; " + ("asked the teacher too" if asked else "no teacher given to ask")
-    )
+    compared = "logits compared with the teacher's" if with_teacher else "no teacher given to compare logits"
+    print(f"faults        {len(faults)}; {compared}")
     return _DAMAGED if faults else 0
 
 
@@ -170,18 +170,22 @@ def _(command: Export) -> int:
 def _(command: Repro) -> int:
     require_alone("repro")
     require_writable(command.out)
-    if command.seeds < 1 or not command.ways:
+    if command.seeds < 1 or not command.methods:
         raise InputError(
-            f"nothing to do: got {command.seeds} seeds and {len(command.ways)} ways, wanted 1 or more"
+            f"nothing to do: got {command.seeds} seeds and {len(command.methods)} methods, wanted 1 or more"
         )
     results = command.results or command.out / "outcomes.csv"
     require_writable(results.parent)
-    recipe = load_recipe(SETUPS[command.name].recipe_name(command.size))
     first = command.machine.seed
-    seeds = range(first, first + command.seeds)
-    out = command.out / recipe.name / command.name
-    order = Order(command.name, recipe, command.ways, seeds, command.data, out, results)
-    print(accuracy_table(repeat(order, set_up(command.machine))))
+    order = Order(
+        setup=command.name,
+        methods=command.methods,
+        seeds=range(first, first + command.seeds),
+        data=command.data,
+        out=command.out / command.name,
+        results=results,
+    )
+    print(accuracy_table(repeat(order, _device(command.machine))))
     print(f"\noutcomes      {results}")
     return 0
 
@@ -198,69 +202,47 @@ def _(command: TrainTeacher) -> int:
     if command.out.suffix != ".safetensors":
         raise InputError(f"{command.out}: the file of weights must end in .safetensors")
     require_writable(command.out.parent)
-    device, seed = set_up(command.machine), command.machine.seed
+    device, seed = _device(command.machine), command.machine.seed
     images, test = load_folder(command.data, "train"), load_folder(command.data, "test")
-    build_model(command.model)  # a bad name is refused before the long work
-    trained = train_teacher(
-        lambda: build_model(command.model), images, command.training, seed=seed, device=device
-    )
-    measured = accuracy(trained.model, to_input(test.images), test.labels)
+    build_model(command.model)  # refuses a wrong name before the long work
+    trained = train_teacher(lambda: build_model(command.model), images, command.training, seed=seed, device=device)
+    inputs = to_input(test.images)
+    classifier = Classifier(trained.model, InputSpec(tuple(inputs.shape[1:])))
+    measured = accuracy(classifier, inputs, test.labels)
     command.out.parent.mkdir(parents=True, exist_ok=True)
     save_weights(trained.model, command.out, {"teacher": json.dumps(_training_facts(command, measured))})
-    print(
-        f"teacher       {measured:.2%} on {len(test):,} real test images, trained in {trained.seconds:.0f} s"
-    )
+    print(f"teacher       {measured:.2%} on {len(test):,} real test images, trained in {trained.seconds:.0f} s")
     print(f"weights       {command.out}")
     return 0
 
 
-def set_up(machine: Machine) -> torch.device:
-    """Apply the thread count and check the device; only the command line touches torch's global state."""
-    if machine.threads < 0:
-        raise InputError(f"threads must not be negative, got {machine.threads}")
-    if machine.threads:
-        torch.set_num_threads(machine.threads)
-    try:
-        device = _own_device(machine.device)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"the device {machine.device!r} cannot be used here: {reason}") from error
-    return device
+def _device(processor: Processor) -> torch.device:
+    return set_up(threads=processor.threads, device=processor.device)
 
 
-def _own_device(name: str) -> torch.device:
-    """Of several processes on a machine, each that is told "cuda" takes a GPU of its own."""
-    world = launched()
-    if name == "cuda" and world.size > 1:
-        torch.cuda.set_device(world.local_rank)
-        return torch.device("cuda", world.local_rank)
-    return torch.device(name)
+def _load_teacher(options: Teacher, spec: InputSpec, processor: Processor) -> Classifier:
+    source = ModelSource(model=options.teacher, weights=options.weights, logits_fn=options.logits_fn)
+    return load_classifier(source, spec, device=_device(processor))
 
 
 def _job(
-    command: Demo | Run | Distill, teacher: Teacher, student: Student, spec: InputSpec, test: TestSet | None
+    command: Demo | Run | Distill, spec: InputSpec, teacher: Teacher, student: Student, test: TestSet | None
 ) -> Job:
-    device, seed = set_up(command.machine), command.machine.seed
+    loaded = _load_teacher(teacher, spec, command.machine)
+    source = ModelSource(model=student.student, weights=student.student_weights, logits_fn=student.student_logits_fn)
+    seed = command.machine.seed
     return Job(
-        load_teacher(teacher, device),
-        load_student(student, seed, device),
-        spec,
-        command.distillation,
-        test,
-        command.out,
-        seed,
-        device,
+        teacher=loaded,
+        student=load_classifier(source, spec, role="student", device=loaded.device, seed=seed),
+        distillation=command.distillation,
+        out=command.out,
+        seed=seed,
+        test=test,
     )
 
 
 def _test_set(folder: Path | None, spec: InputSpec) -> TestSet | None:
     return None if folder is None else load_test_set(folder, spec)
-
-
-def _require_writable_trace(path: Path | None) -> None:
-    if path is not None:
-        require_writable_trace(path)
 
 
 def _print_trace(path: Path) -> None:
@@ -271,12 +253,12 @@ def _conclude(run: RunFolder) -> None:
     print_run(run)
     absent = missing_extras()
     if absent:
-        print(f"report        left out, it needs {' and '.join(absent)}: pip install 'zskd_fast[report]'")
+        print(f"report        not written, it needs {' and '.join(absent)}: pip install 'zskd_fast[report]'")
     else:
         print(f"report        {write_report(run)}")
 
 
-def _training_facts(command: TrainTeacher, test_accuracy: float) -> dict[str, object]:
+def _training_facts(command: TrainTeacher, test_accuracy: float) -> dict[str, Any]:
     seed, threads = command.machine.seed, torch.get_num_threads()
     return {
         "command": f"zskd-fast train-teacher --data FOLDER --out FILE --seed {seed} --threads {threads}",

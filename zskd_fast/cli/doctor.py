@@ -1,9 +1,7 @@
-"""Is this installation sound? Versions and build, and each op once against its reference."""
+"""Check of an installation: versions, build, and every op compared with its reference."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -11,40 +9,32 @@ from types import ModuleType
 
 import torch
 
-__all__ = ["Check", "check_ops", "environment", "report"]
+from zskd_fast.runtime.environment import environment
 
+# Far above the rounding of float32 on any device, far below the error of a wrong result.
 _TOLERANCE = 1e-4
 _ROWS, _CLASSES = 64, 10
+
+_Trial = Callable[[ModuleType, torch.device], list[torch.Tensor]]
+"""Calls one op of a module (`zskd_fast.ops` or `zskd_fast.reference`) on a device and returns its results."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at; `detail` is the error found, or why it could not be looked at."""
+    """The outcome of one check."""
 
     name: str
     passed: bool
     detail: str
-
-
-def environment(device: torch.device | str = "cpu") -> dict[str, object]:
-    """Versions, build and machine, in plain strings and numbers fit for JSON."""
-    return {
-        "zskd_fast": _version(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.platform(),
-        "device": _device_name(torch.device(device)),
-        "threads": torch.get_num_threads(),
-        "build": _build_info(),
-    }
+    """The largest error relative to the largest value, or the exception that was raised."""
 
 
 def report() -> int:
-    """Print the facts about this installation and the outcome of each check; returns 1 if one failed."""
+    """Print versions, build and the outcome of each check; return the exit code, 1 if a check failed."""
     facts = environment("cuda" if torch.cuda.is_available() else "cpu")
     for name, value in facts.items():
         for key, shown in value.items() if isinstance(value, dict) else [("", value)]:
-            print(f"{f'{name} {key}'.strip():<24}{shown}")
+            print(f"{f'{name} {key}'.strip():<24}{shown or 'none'}")
     checks = check_ops()
     for check in checks:
         print(f"{check.name:<32}{'ok' if check.passed else 'FAILED':<8}{check.detail}")
@@ -52,41 +42,37 @@ def report() -> int:
 
 
 def check_ops() -> list[Check]:
-    """Run every op on every device that is here, and compare it with its reference in plain torch."""
+    """Run every op on every available device, and compare it with its reference in plain torch."""
     try:
         ops, reference = import_module("zskd_fast.ops"), import_module("zskd_fast.reference")
     except (ImportError, OSError) as error:
         return [Check("import of the ops", False, str(error))]
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     return [
-        _compare(f"{name} on {device}", run, ops, reference, torch.device(device))
+        _compare(f"{name} on {device}", trial, ops, reference, torch.device(device))
         for device in devices
-        for name, run in _TRIALS.items()
+        for name, trial in _TRIALS.items()
     ]
 
 
-def _compare(
-    name: str,
-    run: Callable[[ModuleType, torch.device], list[torch.Tensor]],
-    ops: ModuleType,
-    reference: ModuleType,
-    device: torch.device,
-) -> Check:
+def _compare(name: str, trial: _Trial, ops: ModuleType, reference: ModuleType, device: torch.device) -> Check:
     try:
-        pairs = zip(run(ops, device), run(reference, device), strict=True)
+        pairs = zip(trial(ops, device), trial(reference, device), strict=True)
         error = max(_relative_error(got, wanted) for got, wanted in pairs)
-    except Exception as error:  # whatever an op raises is what the user has to hear of
-        return Check(name, False, f"{type(error).__name__}: {str(error).splitlines()[0]}")
+    except Exception as raised:  # an op can raise anything
+        return Check(name, False, f"{type(raised).__name__}: {raised}".splitlines()[0])
     return Check(name, error <= _TOLERANCE, f"largest error {error:.1e}")
 
 
 def _relative_error(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Return the largest error, divided by the largest wanted value if that is above 1; infinity if it is NaN."""
     got, wanted = got.detach(), wanted.detach()
     scale = wanted.abs().max().clamp_min(1.0)
     return float(((got - wanted).abs().max() / scale).nan_to_num(nan=float("inf")))
 
 
 def _inputs(device: torch.device) -> Iterator[torch.Tensor]:
+    """Yield normal numbers [_ROWS, _CLASSES], the same sequence in every call and on every device."""
     generator = torch.Generator().manual_seed(0)
     while True:
         yield torch.randn(_ROWS, _CLASSES, generator=generator).to(device)
@@ -129,7 +115,7 @@ def _max_pool(ops: ModuleType, device: torch.device) -> list[torch.Tensor]:
     return [ops.max_pool(next(_inputs(device)).reshape(4, 2, 8, -1))]
 
 
-_TRIALS = {
+_TRIALS: dict[str, _Trial] = {
     "soft_cross_entropy": _soft_cross_entropy,
     "distillation_loss": _distillation_loss,
     "dirichlet": _dirichlet,
@@ -137,23 +123,3 @@ _TRIALS = {
     "impression_update_": _impression_update,
     "max_pool": _max_pool,
 }
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("zskd_fast")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-
-
-def _build_info() -> dict[str, object]:
-    try:
-        import zskd_fast
-
-        return dict(zskd_fast.build_info())
-    except (ImportError, OSError, AttributeError) as error:
-        return {"error": str(error).splitlines()[0]}

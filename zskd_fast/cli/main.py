@@ -1,21 +1,18 @@
-"""The command line `zskd-fast`. Whatever is wrong with what a user gave: one sentence and exit code 2."""
+"""The command line `zskd-fast`. A mistake in what the user gave ends in one sentence and exit code 2."""
 
 import contextlib
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Union
+from typing import Annotated, Any, Union
 
 import tyro
 
-from zskd_fast.cli.options import Command, Demo, Doctor, commands
-from zskd_fast.config.recipe import load_recipe
+from zskd_fast.cli.options import Command, Doctor, commands
 from zskd_fast.errors import InputError
 
-__all__ = ["main", "parse"]
-
-_DESCRIPTION = "Zero-shot knowledge distillation: a smaller student from a trained classifier alone."
-_STYLE = {"config": (tyro.conf.FlagConversionOff,)}
+_DESCRIPTION = "Zero-shot knowledge distillation: a smaller student from a trained classifier, without data."
+_STYLE: dict[str, Any] = {"config": (tyro.conf.FlagConversionOff,)}
 _BROKEN = 1
 _BAD_INPUT = 2
 _INTERRUPTED = 130
@@ -25,8 +22,8 @@ _TERMINATED = 143
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    0; 1 for a broken installation or a damaged store; 2 for bad input; 130 when interrupted (Ctrl-C) and 143
-    when terminated (SIGTERM), after which nothing is left half-written.
+    0; 1 for a broken installation or a damaged store; 2 for bad input; 130 when interrupted (Ctrl-C) and 143 when
+    terminated (SIGTERM), after which no file is half-written.
     """
     try:
         command = parse(sys.argv[1:] if argv is None else argv)
@@ -34,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _execute(command)
     except SystemExit as stop:  # tyro has printed the help, or what is wrong with an option
         return stop.code if isinstance(stop.code, int) else _BAD_INPUT
-    except ImportError as error:  # the compiled extension, which says itself how to rebuild it
+    except ImportError as error:  # the message of the compiled extension says how to rebuild it
         print(f"zskd-fast: {error}", file=sys.stderr)
         return _BROKEN
     except (InputError, OSError) as error:
@@ -43,20 +40,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         terminated = isinstance(stop, _Terminated)
         word = "terminated" if terminated else "interrupted"
-        print(f"zskd-fast: {word}; the same command goes on from the last finished part", file=sys.stderr)
+        print(f"zskd-fast: {word}; the same command continues from the last finished part", file=sys.stderr)
         return _TERMINATED if terminated else _INTERRUPTED
 
 
 def parse(argv: Sequence[str]) -> Command:
     """Parse in two stages: the recipe gives the defaults of all the other options."""
-    name = _recipe_name(argv)
-    defaults = commands(load_recipe(name or Demo.recipe), name)
+    defaults = commands(_recipe_name(argv))
     if argv and argv[0] in defaults:
         default = defaults[argv[0]]
-        return tyro.cli(
-            type(default), default=default, prog=f"zskd-fast {argv[0]}", args=list(argv[1:]), **_STYLE
-        )
-    subcommands = tuple(
+        return tyro.cli(type(default), default=default, prog=f"zskd-fast {argv[0]}", args=list(argv[1:]), **_STYLE)
+    subcommands: Any = tuple(
         Annotated[type(default), tyro.conf.subcommand(name=command, default=default)]
         for command, default in defaults.items()
     )
@@ -70,7 +64,7 @@ def parse(argv: Sequence[str]) -> Command:
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a command in the way of Ctrl-C: what is half-written is dropped."""
+    """SIGTERM, which ends a command as Ctrl-C does: unfinished files are removed."""
 
 
 @contextlib.contextmanager
@@ -80,7 +74,7 @@ def _terminable() -> Iterator[None]:
 
     try:
         before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # only the main thread may say what a signal does
+    except ValueError:  # only the main thread may set a signal handler
         yield
         return
     try:
@@ -90,8 +84,8 @@ def _terminable() -> Iterator[None]:
 
 
 def _execute(command: Command) -> int:
-    # torch takes seconds to import: only a command that was understood pays for it
-    if isinstance(command, Doctor):  # must not need what it examines
+    # torch takes seconds to import, so it is imported only for a command that was parsed
+    if isinstance(command, Doctor):  # must work where the extension does not load
         from zskd_fast.cli.doctor import report
 
         return report()

@@ -1,44 +1,33 @@
-"""The commands of `zskd-fast` and their options, one dataclass each; free of torch: --help is quick."""
+"""The commands of `zskd-fast` and their options, one dataclass each; free of torch, so that --help is quick."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from zskd_fast.config.input_spec import InputSpec
-from zskd_fast.config.recipe import DistillationRecipe, Recipe, SynthesisRecipe
+from zskd_fast.config.recipe import DistillationRecipe, SynthesisRecipe
+from zskd_fast.config.recipe_files import load_recipe, recipe_names
 from zskd_fast.config.teacher_recipe import TeacherRecipe
-
-__all__ = [
-    "Command",
-    "Demo",
-    "Distill",
-    "Doctor",
-    "Export",
-    "Machine",
-    "Report",
-    "Repro",
-    "Run",
-    "Student",
-    "Synthesize",
-    "Teacher",
-    "TrainTeacher",
-    "Verify",
-    "commands",
-]
 
 
 @dataclass(frozen=True)
-class Machine:
-    """What computes."""
+class Processor:
+    """Where the work is done."""
+
+    threads: int = 0
+    """Number of CPU threads; 0 for torch's default."""
+    device: str = "cpu"
+    """Torch device, such as cpu, cuda or cuda:1."""
+
+
+@dataclass(frozen=True)
+class Machine(Processor):
+    """Where the work is done, and the seed of its random numbers."""
 
     seed: int = 0
-    """Source of every random number; the same seed gives the same bits on the same machine."""
-    threads: int = 0
-    """CPU threads; 0 lets torch choose."""
-    device: str = "cpu"
-    """Device of torch, such as cpu, cuda or cuda:1."""
+    """Seed of every random number; the same seed gives the same bits on the same machine."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +35,19 @@ class Teacher:
     """The trained classifier."""
 
     teacher: str | None = None
-    """The teacher, as package.module:callable without arguments; not needed for a .pt2 program."""
+    """The teacher: package.module:callable, called without arguments; not needed for a torch.export program."""
     weights: Path | None = None
-    """Its weights: .safetensors, .pt or .pth with tensors only, or a torch.export program (.pt2)."""
+    """The teacher's weights: .safetensors, .pt or .pth with tensors only, or a torch.export program (.pt2)."""
     logits_fn: str | None = None
-    """package.module:callable that picks the logits from the teacher's output, if that is no plain tensor."""
+    """package.module:callable that picks the logits out of the teacher's output, if that is not one tensor."""
+
+
+@dataclass(frozen=True)
+class TeacherWithLayer(Teacher):
+    """The trained classifier and its last layer, whose weights tell which classes are similar."""
+
     layer: str | None = None
-    """Name of the teacher's classifier layer, if it cannot be found without help."""
+    """Name of the teacher's classifier layer, if it cannot be found automatically."""
 
 
 @dataclass(frozen=True)
@@ -60,156 +55,153 @@ class Student:
     """The model that learns."""
 
     student: str | None = None
-    """The student, as package.module:callable without arguments; not needed for a .pt2 program."""
+    """The student: package.module:callable, called without arguments; not needed for a torch.export program."""
     student_weights: Path | None = None
-    """Weights to start from, as for the teacher; without them the seed decides."""
+    """Initial weights of the student, in a file like the teacher's; without it the seed decides them."""
     student_logits_fn: str | None = None
-    """package.module:callable that picks the logits from the student's output."""
+    """package.module:callable that picks the logits out of the student's output, if that is not one tensor."""
 
 
 _Flat = tyro.conf.arg(name="")
-_MachineOptions = Annotated[Machine, _Flat]
-_TeacherOptions = Annotated[Teacher, _Flat]
-_StudentOptions = Annotated[Student, _Flat]
+# Options that several commands share; the help of each command shows them alike.
+_Machine = Annotated[Machine, _Flat]
+_Teacher = Annotated[Teacher, _Flat]
+_TeacherWithLayer = Annotated[TeacherWithLayer, _Flat]
+_Student = Annotated[Student, _Flat]
+_RecipeName = Annotated[
+    str,
+    tyro.conf.arg(
+        help=f"Name of a recipe ({', '.join(recipe_names())}) or a TOML file; the options below change its numbers."
+    ),
+]
+_Input = Annotated[InputSpec, tyro.conf.arg(help="The input of the teacher and of the student.")]
+_Synthesis = Annotated[SynthesisRecipe, tyro.conf.arg(help="How the impressions are made.")]
+_Distillation = Annotated[DistillationRecipe, tyro.conf.arg(help="How the student learns from the impressions.")]
+_RunFolder = Annotated[Path, tyro.conf.arg(help="Folder of the results; an interrupted run in it is continued.")]
+_Trace = Annotated[
+    Path | None,
+    tyro.conf.arg(help="File for a trace of a few steps, written before the job (JSON, for ui.perfetto.dev)."),
+]
+_TestData = Annotated[
+    Path | None,
+    tyro.conf.arg(help="Folder of real images (IDX or CIFAR-10); the test split only serves to print accuracies."),
+]
 
 
 @dataclass(frozen=True)
 class Demo:
-    """Distil the shipped LeNet-5 MNIST teacher into a LeNet-5-Half without one real image."""
+    """Distill the shipped LeNet-5 for MNIST into a LeNet-5-Half, without any real image."""
 
-    input: tyro.conf.Suppress[InputSpec]
-    synthesis: SynthesisRecipe
-    """How the impressions are made."""
-    distillation: DistillationRecipe
-    """How the student learns from them."""
-    recipe: str = "demo-mnist"
-    """Name of a recipe, or a file *.toml; each number below can be changed."""
-    out: Path = Path("zskd-demo")
-    """Folder of the results; an interrupted run in it goes on."""
-    profile: Path | None = None
-    """File for a trace of a few steps (Chrome's JSON, for ui.perfetto.dev), made before the job itself."""
-    machine: _MachineOptions = field(default_factory=Machine)
+    synthesis: _Synthesis
+    distillation: _Distillation
+    recipe: _RecipeName = "demo"
+    out: _RunFolder = Path("zskd-demo")
+    profile: _Trace = None
+    machine: _Machine = field(default_factory=Machine)
 
 
 @dataclass(frozen=True)
 class Synthesize:
-    """Make impressions from a teacher and store them."""
+    """Make impressions (synthetic inputs) from a teacher and store them."""
 
-    input: InputSpec
-    """The teacher's input: what anyone who deploys it knows."""
-    synthesis: SynthesisRecipe
-    """How the impressions are made."""
-    teacher: _TeacherOptions
-    recipe: str
-    """Name of a recipe, or a file *.toml; each number below can be changed."""
+    input: _Input
+    synthesis: _Synthesis
+    teacher: _TeacherWithLayer = field(default_factory=TeacherWithLayer)
+    recipe: _RecipeName = "fast"
     out: Path = Path("impressions")
-    """Folder of the store; missing shards of the same run are added to it."""
+    """Folder of the store; impressions that it holds already are not made again."""
     resume: Literal["auto", "never", "must"] = "auto"
-    """Whether to go on with a store that is there: if it is, never (it must not be) or always (it must be)."""
-    profile: Path | None = None
-    """File for a trace of a few steps (Chrome's JSON, for ui.perfetto.dev), made before the job itself."""
-    machine: _MachineOptions = field(default_factory=Machine)
+    """auto: continue the store in the folder, or start one; never: only start one; must: only continue one."""
+    profile: _Trace = None
+    machine: _Machine = field(default_factory=Machine)
 
 
 @dataclass(frozen=True)
 class Distill:
     """Train a student on stored impressions."""
 
-    distillation: DistillationRecipe
-    """How the student learns from them."""
-    teacher: _TeacherOptions
-    student: _StudentOptions
+    distillation: _Distillation
     impressions: Path
     """Folder of the store that `synthesize` wrote."""
-    recipe: str
-    """Name of a recipe, or a file *.toml; each number below can be changed."""
-    out: Path = Path("zskd-run")
-    """Folder of the results; an interrupted run in it goes on."""
-    test_data: Path | None = None
-    """Folder of real images (IDX or CIFAR-10) whose test split is only used to print an accuracy."""
-    machine: _MachineOptions = field(default_factory=Machine)
+    teacher: _Teacher = field(default_factory=Teacher)
+    student: _Student = field(default_factory=Student)
+    recipe: _RecipeName = "fast"
+    out: _RunFolder = Path("zskd-run")
+    test_data: _TestData = None
+    machine: _Machine = field(default_factory=Machine)
 
 
 @dataclass(frozen=True)
 class Run:
-    """Make impressions, then train a student on them."""
+    """Make impressions (synthetic inputs) from a teacher, then train a student on them."""
 
-    input: InputSpec
-    """The teacher's input: what anyone who deploys it knows."""
-    synthesis: SynthesisRecipe
-    """How the impressions are made."""
-    distillation: DistillationRecipe
-    """How the student learns from them."""
-    teacher: _TeacherOptions
-    student: _StudentOptions
-    recipe: str
-    """Name of a recipe, or a file *.toml; each number below can be changed."""
-    out: Path = Path("zskd-run")
-    """Folder of the results; an interrupted run in it goes on."""
-    test_data: Path | None = None
-    """Folder of real images (IDX or CIFAR-10) whose test split is only used to print an accuracy."""
-    profile: Path | None = None
-    """File for a trace of a few steps (Chrome's JSON, for ui.perfetto.dev), made before the job itself."""
-    machine: _MachineOptions = field(default_factory=Machine)
+    input: _Input
+    synthesis: _Synthesis
+    distillation: _Distillation
+    teacher: _TeacherWithLayer = field(default_factory=TeacherWithLayer)
+    student: _Student = field(default_factory=Student)
+    recipe: _RecipeName = "fast"
+    out: _RunFolder = Path("zskd-run")
+    test_data: _TestData = None
+    profile: _Trace = None
+    machine: _Machine = field(default_factory=Machine)
 
 
 @dataclass(frozen=True)
 class TrainTeacher:
-    """Train a teacher on the real images of a folder."""
+    """Train a teacher on real images."""
 
     data: Path
-    """Folder of an image set: MNIST-like IDX files or CIFAR-10."""
+    """Folder of the images, with training and test split: IDX files in MNIST's format, or CIFAR-10."""
     out: Path
-    """The file of weights to write, *.safetensors."""
+    """File of weights to write, ending in .safetensors."""
     model: str = "zskd_fast.models:LeNet5"
-    """The teacher, as package.module:callable without arguments."""
+    """The teacher: package.module:callable, called without arguments."""
     training: Annotated[TeacherRecipe, _Flat] = field(default_factory=TeacherRecipe)
-    machine: _MachineOptions = field(default_factory=Machine)
+    machine: _Machine = field(default_factory=Machine)
 
 
 @dataclass(frozen=True)
 class Repro:
-    """Repeat what is claimed, and what it is compared with: accuracies over several seeds, in one table."""
+    """Measure the claimed accuracies again, over several seeds and beside other methods."""
 
     name: tyro.conf.Positional[Literal["fast-mnist", "fast-fashion", "paper-mnist", "paper-fashion"]]
-    """The recommended recipe or the paper's choices, with the LeNet-5 teacher of a data set that comes along."""
-    size: Literal["small", "medium", "large"] = "small"
-    """Size of the recommended recipe; the paper's has one."""
-    ways: tuple[Literal["zskd", "class-impressions", "start-noise", "real-kd", "real-ce"], ...] = (
+    """Recipe (fast: the recommended one; paper: the paper's) and data set; the teacher is the shipped LeNet-5."""
+    methods: tuple[Literal["zskd", "class-impressions", "start-noise", "real-kd", "real-ce"], ...] = (
         "zskd",
         "class-impressions",
         "start-noise",
     )
-    """What the students learn from; those from real data need --data with a training split."""
+    """What the students learn from; real-kd and real-ce need --data with a training split."""
     seeds: int = 3
-    """How many seeds, from --seed on."""
+    """Number of students per method; their seeds count up from --seed."""
     data: Path | None = None
-    """Folder of the real data set; without it MNIST's own test split, or Debian's dataset-fashion-mnist."""
+    """Folder of the real images; by default the shipped test split of MNIST or Debian's dataset-fashion-mnist."""
     out: Path = Path("zskd-repro")
-    """Folder of the runs; what is in it already is not done again."""
+    """Folder of the runs; a finished run in it is not repeated."""
     results: Path | None = None
-    """CSV file that the outcomes are added to; by default outcomes.csv in the folder of the runs."""
-    machine: _MachineOptions = field(default_factory=Machine)
+    """CSV file to which a row per student is added; by default outcomes.csv in the folder of the runs."""
+    machine: _Machine = field(default_factory=Machine)
 
 
 @dataclass(frozen=True)
 class Report:
-    """Write the report of a finished run as one HTML file."""
+    """Write the report of a finished run, one HTML file with impressions, curves and times."""
 
     run: tyro.conf.Positional[Path]
     """Folder that `demo`, `run` or `distill` wrote."""
     out: Path | None = None
-    """The file to write; by default report.html in the folder of the run."""
+    """File to write; by default report.html in the folder of the run."""
 
 
 @dataclass(frozen=True)
 class Verify:
-    """Hash every shard of a store anew and, if the teacher is given, ask it again about a sample."""
+    """Check the hash of every file of a store and, if a teacher is given, the stored logits of a sample."""
 
     store: tyro.conf.Positional[Path]
     """Folder of the store."""
-    teacher: _TeacherOptions = field(default_factory=Teacher)
-    machine: _MachineOptions = field(default_factory=Machine)
+    teacher: _Teacher = field(default_factory=Teacher)
+    processor: Annotated[Processor, _Flat] = field(default_factory=Processor)
 
 
 @dataclass(frozen=True)
@@ -221,32 +213,36 @@ class Export:
     out: Path
     """Folder of the files to write; new or empty."""
     format: Literal["webdataset", "png"] = "webdataset"
-    """WebDataset: all that is stored, in float32, a tar file per shard; PNG: images alone, in 8 bits."""
+    """webdataset: all tensors, x in float32, one tar file per shard; png: the images only, in 8 bits."""
 
 
 @dataclass(frozen=True)
 class Doctor:
-    """Show versions and build, and check each op against its reference."""
+    """Show versions and build, and compare every compiled op with its reference in plain torch."""
 
 
 Command = Demo | Synthesize | Distill | Run | TrainTeacher | Repro | Report | Verify | Export | Doctor
 
 
-def commands(recipe: Recipe, recipe_name: str | None) -> dict[str, object]:
-    """Each command's name and default, taken from `recipe`; what a user has to give is `tyro.MISSING`."""
-    named = tyro.MISSING if recipe_name is None else recipe_name
-    synthesis = {"input": recipe.input, "synthesis": recipe.synthesis}
-    distillation = {"distillation": recipe.distillation}
-    users = {"teacher": Teacher(), "recipe": named}
+def commands(recipe: str | None = None) -> dict[str, Command]:
+    """Return each command's name and defaults; what the user must give is `tyro.MISSING_NONPROP`.
+
+    The numbers are those of the recipe (a name or a file); by default "demo" for the demo and "fast" for the others.
+    Raises InputError if the recipe cannot be read.
+    """
+    required: Any = tyro.MISSING_NONPROP
+    demo, chosen = load_recipe(recipe or Demo.recipe), load_recipe(recipe or Run.recipe)
+    name = str(recipe or Run.recipe)
+    synthesis, distillation = chosen.synthesis, chosen.distillation
     return {
-        "demo": Demo(**synthesis, **distillation, recipe=recipe_name or Demo.recipe),
-        "run": Run(**synthesis, **distillation, **users, student=Student()),
-        "synthesize": Synthesize(**synthesis, **users),
-        "distill": Distill(**distillation, **users, student=Student(), impressions=tyro.MISSING),
-        "repro": Repro(name=tyro.MISSING),
-        "report": Report(run=tyro.MISSING),
-        "train-teacher": TrainTeacher(data=tyro.MISSING, out=tyro.MISSING),
-        "verify": Verify(store=tyro.MISSING),
-        "export": Export(store=tyro.MISSING, out=tyro.MISSING),
+        "demo": Demo(synthesis=demo.synthesis, distillation=demo.distillation, recipe=recipe or Demo.recipe),
+        "run": Run(input=required, synthesis=synthesis, distillation=distillation, recipe=name),
+        "synthesize": Synthesize(input=required, synthesis=synthesis, recipe=name),
+        "distill": Distill(distillation=distillation, impressions=required, recipe=name),
+        "repro": Repro(name=required),
+        "report": Report(run=required),
+        "train-teacher": TrainTeacher(data=required, out=required),
+        "verify": Verify(store=required),
+        "export": Export(store=required, out=required),
         "doctor": Doctor(),
     }

@@ -1,1 +1,1 @@
-"""What a run is told: recipes, the teacher's input, identities, and the recipe for training a teacher. Free of torch."""
+"""The configuration of a run: recipes, the teacher's input, identities, the recipe for training a teacher."""

@@ -1,37 +1,54 @@
-"""Fingerprints: what a run depends on, as nested dicts, and how two of them differ."""
+"""Identities: all that an impression, or a student, depends on.
 
-import dataclasses
-from typing import Any
+Two runs with equal identities give equal results. How many impressions a store holds, and how fast they are made, is no
+part of what an impression depends on, so a store can be extended and made on any number of threads.
+"""
 
-_ABSENT = object()
+from dataclasses import dataclass
 
-
-def as_json(recipe: Any) -> dict[str, Any]:
-    """A dataclass, with those inside it, as nested dicts that JSON gives back unchanged: lists for tuples."""
-    return dataclasses.asdict(recipe, dict_factory=lambda items: {k: _plain(v) for k, v in items})
-
-
-def differences(ours: dict[str, Any], theirs: dict[str, Any], *, here: str, there: str) -> list[str]:
-    """One line per key that differs, such as ``recipe.steps: 200 here, 100 there``; none if equal."""
-    left, right = dict(_flat(ours)), dict(_flat(theirs))
-    return [
-        f"{key}: {_show(left, key)} {here}, {_show(right, key)} {there}"
-        for key in sorted(left.keys() | right.keys())
-        if left.get(key, _ABSENT) != right.get(key, _ABSENT)
-    ]
+from zskd_fast.config.input_spec import InputSpec
+from zskd_fast.config.recipe import DistillationRecipe, ImpressionRecipe
 
 
-def _plain(value):
-    return list(value) if isinstance(value, tuple) else value
+@dataclass(frozen=True, kw_only=True)
+class ModelIdentity:
+    """A model, told apart from others by its weights."""
+
+    name: str
+    """Name of its class."""
+    sha256: str
+    """SHA-256 over name, dtype, shape and bytes of every parameter and buffer."""
 
 
-def _flat(values, prefix=""):
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+@dataclass(frozen=True, kw_only=True)
+class ImpressionIdentity:
+    """All that an impression depends on, besides its id."""
+
+    seed: int
+    input: InputSpec
+    teacher: ModelIdentity
+    layer: str
+    """Name of the teacher's classifier layer, or the hash of the weight matrix given in its place."""
+    num_classes: int
+    recipe: ImpressionRecipe
 
 
-def _show(flat, key):
-    return repr(flat[key]) if key in flat else "nothing"
+@dataclass(frozen=True, kw_only=True)
+class StudentIdentity:
+    """All that a student depends on, besides the impressions that it learns from."""
+
+    seed: int
+    input: InputSpec
+    teacher: ModelIdentity
+    student: ModelIdentity
+    """The student before its first step."""
+    recipe: DistillationRecipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunIdentity:
+    """All that the result of a run depends on."""
+
+    impressions: ImpressionIdentity
+    num_impressions: int
+    student: StudentIdentity

@@ -1,10 +1,13 @@
-"""What anyone who deploys a teacher knows about its input; nothing else about the data is ever asked for."""
+"""The facts about a teacher's input that anyone who deploys it knows; nothing else about the data is needed."""
+
+from __future__ import annotations
 
 import functools
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from zskd_fast.config.checks import is_finite
 from zskd_fast.errors import InputError
 
 if TYPE_CHECKING:
@@ -13,35 +16,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """The teacher's input: its shape, the range of a raw value, and the normalisation put before the teacher.
+    """The teacher's input: its shape, the range of a raw value, and the normalization in front of the teacher.
 
-    Impressions live in the raw (un-normalised) range; the teacher sees ``normalise(x)``.
+    Impressions are in the raw range, before normalization; the teacher sees ``normalize(x)``.
     Raises InputError if a field cannot describe an input.
     """
 
     shape: tuple[int, ...]
-    """Shape of one input without the batch axis, for instance 1 32 32; any rank from 1 up."""
+    """Shape of one input without the batch axis, such as 1 32 32 for a gray image; one or more integers."""
     valid_range: tuple[float, float] = (0.0, 1.0)
-    """Lowest and highest raw value of an input, before normalisation."""
+    """Lowest and highest raw value of an input, before normalization."""
     mean: tuple[float, ...] = ()
-    """Mean that the teacher's normalisation subtracts: one value, or one per channel; empty for none."""
+    """Mean that the normalization subtracts, one value or one per channel; empty for no normalization."""
     std: tuple[float, ...] = ()
-    """Standard deviation that the teacher's normalisation divides by: as many values as ``mean``."""
+    """Standard deviation that the normalization divides by; as many values as the mean has."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("shape", "valid_range", "mean", "std"):
             object.__setattr__(self, name, _as_tuple(name, getattr(self, name)))
         _check_shape(self.shape)
         _check_range(self.valid_range)
-        _check_normalisation(self.mean, self.std, channels=self.shape[0])
+        _check_normalization(self.mean, self.std, channels=self.shape[0])
 
     @property
     def is_image(self) -> bool:
-        """Whether one input is [C, H, W], so that geometric augmentation has a meaning."""
+        """Whether one input is an image [C, H, W]; only images can be rotated, shifted or smoothed."""
         return len(self.shape) == 3
 
-    def normalise(self, x: "torch.Tensor") -> "torch.Tensor":
-        """(x - mean) / std per channel for x[N, *shape]; x itself if the teacher takes raw values."""
+    def normalize(self, x: torch.Tensor) -> torch.Tensor:
+        """Return (x - mean) / std per channel for x[N, *shape]; x itself if there is no normalization."""
         if not self.mean:
             return x
         mean = _per_channel(self.mean, len(self.shape), x.dtype, x.device)
@@ -49,41 +52,35 @@ class InputSpec:
         return (x - mean) / std
 
 
-# Cached, since making a tensor from numbers is a copy from the host: on a GPU that would stall every step.
+# Cached: a tensor made of Python numbers is a copy from the host, for which a GPU would wait in every step.
 @functools.lru_cache(maxsize=64)
-def _per_channel(values, rank, dtype, device):
-    import torch  # only here: the command line shows its help without waiting for torch
+def _per_channel(values: tuple[float, ...], rank: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    import torch  # imported here, so that the command line shows its help without loading torch
 
     with torch.inference_mode(False):  # an inference tensor in the cache would break a later backward pass
         return torch.tensor(values, dtype=dtype, device=device).reshape(1, -1, *(1,) * (rank - 1))
 
 
-def _as_tuple(name, values):
+def _as_tuple(name: str, values: Any) -> tuple[Any, ...]:
     try:
         return tuple(values)
     except TypeError:
         raise InputError(f"input {name} must be a sequence of numbers, got {values!r}") from None
 
 
-def _check_shape(shape):
+def _check_shape(shape: Sequence[object]) -> None:
     if not shape or not all(type(size) is int and size >= 1 for size in shape):
         raise InputError(f"input shape must be one or more integers from 1 up (no batch axis), got {shape}")
 
 
-def _check_range(valid_range):
-    if len(valid_range) != 2 or not all(map(_is_finite, valid_range)) or not valid_range[0] < valid_range[1]:
+def _check_range(valid_range: Sequence[float]) -> None:
+    if len(valid_range) != 2 or not all(map(is_finite, valid_range)) or not valid_range[0] < valid_range[1]:
         raise InputError(f"valid_range must be two finite numbers, the lower one first, got {valid_range}")
 
 
-def _check_normalisation(mean, std, channels):
+def _check_normalization(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
     if len(mean) != len(std) or len(mean) not in (0, 1, channels):
-        raise InputError(
-            f"mean and std must be both empty or both hold 1 or {channels} values (one per channel), "
-            f"got {len(mean)} and {len(std)}"
-        )
-    if not all(map(_is_finite, mean)) or not all(_is_finite(value) and value > 0 for value in std):
+        values = "1 value" if channels == 1 else f"1 or {channels} values (one per channel)"
+        raise InputError(f"mean and std must both be empty or both hold {values}, got {len(mean)} and {len(std)}")
+    if not all(map(is_finite, mean)) or not all(is_finite(value) and value > 0 for value in std):
         raise InputError(f"mean must be finite and std finite and above 0, got mean {mean} and std {std}")
-
-
-def _is_finite(value):
-    return isinstance(value, (int, float)) and math.isfinite(value)

@@ -2,46 +2,42 @@
 
 from dataclasses import dataclass
 
-from zskd_fast.errors import InputError
-
-__all__ = ["TeacherRecipe"]
+from zskd_fast.config.checks import Check
 
 
 @dataclass(frozen=True)
 class TeacherRecipe:
-    """AdamW with a one-cycle rate; the defaults made the shipped LeNet-5.
+    """AdamW with a one-cycle schedule; the defaults trained the shipped LeNet-5 teachers.
 
-    They move no image: with the demo's recipe, a LeNet-5 trained on moved images taught its student 15 points less.
+    The defaults do not move the images: with the demo's recipe, the student of a LeNet-5 that was trained on moved
+    images scored 15 points less.
     """
 
     epochs: int = 16
+    """Passes over the training images."""
     batch_size: int = 128
+    """Images per step."""
     max_learning_rate: float = 3e-3
-    """Peak of the one-cycle schedule."""
-    warm_up_fraction: float = 0.2
-    """Share of all steps before the peak."""
+    """Peak learning rate of the one-cycle schedule (AdamW)."""
+    warmup_fraction: float = 0.2
+    """Share of the steps in which the learning rate rises."""
     weight_decay: float = 0.1
-    """Decoupled from the gradient (AdamW)."""
+    """Weight decay of AdamW."""
     label_smoothing: float = 0.0
+    """Share of each label that is spread evenly over all classes."""
     rotation_sigma: float = 0.0
-    """Standard deviation of the random rotation, in radians."""
+    """Standard deviation of the rotation angle of an image, in radians."""
     scale_sigma: float = 0.0
-    """Standard deviation of the random scale around 1."""
+    """Standard deviation of the scale of an image, around 1."""
     shift_sigma: float = 0.0
-    """Standard deviation of the random shift, as a fraction of half the width."""
+    """Standard deviation of the shift along each axis, as a fraction of half the width."""
     held_out: int = 0
-    """Training images kept for validation; their accuracy is printed after each epoch."""
+    """Number of training images held out for validation; their accuracy is printed after each epoch."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.max_learning_rate > 0.0:
-            raise InputError(f"max_learning_rate must be positive, got {self.max_learning_rate}")
-        if not 0.0 < self.warm_up_fraction < 1.0:
-            raise InputError(f"warm_up_fraction must lie between 0 and 1, got {self.warm_up_fraction}")
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise InputError(f"label_smoothing must lie in [0, 1), got {self.label_smoothing}")
-        for name in ("weight_decay", "rotation_sigma", "scale_sigma", "shift_sigma", "held_out"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"{name} must not be negative, got {getattr(self, name)}")
+        check = Check(self, "")
+        check.at_least(1, "epochs", "batch_size")
+        check.above_zero("max_learning_rate")
+        check.at_least(0, "weight_decay", "rotation_sigma", "scale_sigma", "shift_sigma", "held_out")
+        check.that("warmup_fraction", "between 0 and 1, both excluded", 0 < self.warmup_fraction < 1)
+        check.that("label_smoothing", "in [0, 1)", 0 <= self.label_smoothing < 1)

@@ -1,117 +1,99 @@
-"""Checkpoints of a distillation: one safetensors file from which it goes on as if never stopped."""
+"""Checkpoints of a distillation: one file of torch.save from which it continues as if it had never stopped."""
 
-import json
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors import torch as safetensors
 from torch import nn
 
-from zskd_fast.config.identity import differences
+from zskd_fast.config.identity import StudentIdentity
+from zskd_fast.config.serialization import differences, to_plain
 from zskd_fast.errors import InputError
 from zskd_fast.runtime.files import write_atomically
-
-_KEY = "zskd_fast"
 
 
 @dataclass
 class TrainingState:
-    """What changes while the student learns."""
+    """Everything that changes while the student learns."""
 
     student: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     losses: torch.Tensor
-    """[steps] float32 on the student's device; entries from ``step`` on are yet to come."""
+    """[steps] float32 on the student's device; entries from ``step`` on are still unset."""
     learning_rates: list[float] = field(default_factory=list)
     evaluations: list[tuple[int, float]] = field(default_factory=list)
     step: int = 0
     """Steps done."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainingIdentity:
+    """All that a checkpoint depends on, besides its step."""
+
+    student: StudentIdentity
+    impressions: dict[str, str]
+    """SHA-256 of x and, where the recipe uses them, of the stored logits."""
+    processes: int
+    """Sums over other shares of a batch round differently, so the number of processes changes the student."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint file of the run that ``fingerprint`` describes."""
+    """A checkpoint file of the run with this identity."""
 
     path: Path
-    fingerprint: dict[str, Any]
+    identity: TrainingIdentity
 
     def save(self, state: TrainingState) -> None:
-        """Writes the state, whole or not at all. Raises InputError if the path cannot be written."""
-        described = {
-            "fingerprint": self.fingerprint,
+        """Write the state; the file is never half-written. Raises InputError if the path cannot be written."""
+        content = {
+            "identity": to_plain(self.identity),
             "step": state.step,
+            "student": state.student.state_dict(),
+            "optimizer": state.optimizer.state_dict(),
+            "scheduler": state.scheduler.state_dict(),
+            "losses": state.losses[: state.step].clone(),
             "learning_rates": state.learning_rates,
             "evaluations": state.evaluations,
-            "param_groups": state.optimizer.state_dict()["param_groups"],
-            "scheduler": state.scheduler.state_dict(),
         }
-        data = safetensors.save(_tensors(state), {_KEY: json.dumps(described, sort_keys=True)})
+        data = io.BytesIO()
+        torch.save(content, data)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path, data)
+            write_atomically(self.path, data.getvalue())
         except OSError as error:
             raise InputError(f"cannot write the checkpoint {self.path}: {error}") from error
 
     def restore(self, state: TrainingState) -> None:
-        """Puts the saved state into ``state``; leaves it alone if there is no file yet.
+        """Load the saved state into ``state``; leave it unchanged if there is no file yet.
 
-        Raises InputError if the file is no checkpoint or, with one line per differing key, another run's.
+        Raises InputError if the file is no checkpoint or, with one line per differing field, another run's.
         """
         if not self.path.exists():
             return
-        described, tensors = _read(self.path)
-        self._check_run(described)
-        state.student.load_state_dict(_under("student.", tensors))
-        groups = {"state": _optimizer_state(tensors), "param_groups": described["param_groups"]}
-        state.optimizer.load_state_dict(groups)
-        state.scheduler.load_state_dict(described["scheduler"])
-        state.step = described["step"]
-        state.losses[: state.step] = tensors["losses"]
-        state.learning_rates = described["learning_rates"]
-        state.evaluations = [(step, value) for step, value in described["evaluations"]]
-
-    def _check_run(self, described):
-        theirs = described["fingerprint"]
-        lines = differences(self.fingerprint, theirs, here="in this run", there="in the checkpoint")
+        content = _read(self.path)
+        lines = differences(self.identity, content["identity"], here="in this run", there="in the checkpoint")
         if lines:
             shown = "".join(f"\n  {line}" for line in lines)
-            raise InputError(
-                f"the checkpoint {self.path} belongs to another run; choose another file:{shown}"
-            )
+            raise InputError(f"the checkpoint {self.path} belongs to another run; choose another file:{shown}")
+        state.student.load_state_dict(content["student"])
+        state.optimizer.load_state_dict(content["optimizer"])
+        state.scheduler.load_state_dict(content["scheduler"])
+        state.step = content["step"]
+        state.losses[: state.step] = content["losses"]
+        state.learning_rates = content["learning_rates"]
+        state.evaluations = content["evaluations"]
 
 
-def _tensors(state):
-    tensors = {f"student.{name}": tensor for name, tensor in state.student.state_dict().items()}
-    for index, moments in state.optimizer.state_dict()["state"].items():
-        tensors.update({f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()})
-    tensors["losses"] = state.losses[: state.step]
-    # Clones, since safetensors refuses tensors that share memory, as tied weights do.
-    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-
-
-def _optimizer_state(tensors):
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, tensor in _under("optimizer.", tensors).items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = tensor
-    return state
-
-
-def _read(path):
+def _read(path: Path) -> dict[str, Any]:
     try:
-        with safe_open(path, framework="pt") as file:
-            described = json.loads((file.metadata() or {})[_KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise InputError(f"{path} is not a readable checkpoint of a distillation: {error}") from error
-    if "step" not in described:
-        raise InputError(f"{path} is not a checkpoint of a distillation")
-    return described, tensors
-
-
-def _under(prefix, tensors):
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the reader of a damaged pickle can raise anything
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{path} is not a readable checkpoint of a distillation: {reason}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("identity"), dict):
+        raise InputError(f"{path} is not a readable checkpoint of a distillation: it has no identity")
+    return content

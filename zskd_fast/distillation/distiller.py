@@ -1,48 +1,53 @@
-"""Trains the student on impressions alone (section 3.4 of the paper)."""
+"""The distiller: it trains the student on impressions only (section 3.4 of the paper)."""
 
 import contextlib
+import copy
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
-from tqdm import tqdm
+from torch.nn.parallel import DistributedDataParallel
 
 from zskd_fast import ops
-from zskd_fast.adversary import harden
-from zskd_fast.config.identity import as_json
+from zskd_fast.config.identity import StudentIdentity
 from zskd_fast.config.input_spec import InputSpec
 from zskd_fast.config.recipe import DistillationRecipe
 from zskd_fast.distillation.augmentation import check_augmentation
 from zskd_fast.distillation.batches import Batches
-from zskd_fast.distillation.checkpoint import Checkpoint, TrainingState
-from zskd_fast.distillation.dormant_units import recycle
+from zskd_fast.distillation.checkpoint import Checkpoint, TrainingIdentity, TrainingState
+from zskd_fast.distillation.dormant_units import reset_dormant_units
 from zskd_fast.errors import InputError
 from zskd_fast.models.classifier import (
     Classifier,
     LogitsFn,
+    as_classifier,
     frozen,
     modes_kept,
     tensor_sha256,
-    weights_sha256,
 )
-from zskd_fast.models.cpu_overrides import fast_calls
-from zskd_fast.runtime.processes import joined, replicated
+from zskd_fast.models.cpu_overrides import cpu_overrides
+from zskd_fast.runtime.processes import World, joined
+from zskd_fast.runtime.progress import progress_bar
+from zskd_fast.runtime.seeds import check_seed
 from zskd_fast.runtime.timing import PhaseTimer
+from zskd_fast.store.impressions import Impressions
 from zskd_fast.store.mapped_rows import MappedRows
-from zskd_fast.synthesis.start_noise import check_start
-from zskd_fast.synthesis.synthesizer import check_seed
+from zskd_fast.store.store import Store
+from zskd_fast.synthesis.start_noise import check_noise
 
-# How often the losses are looked at; between looks the host never waits for the device.
-_LOOK_EVERY = 100
+# Steps between two checks of the losses; between checks the host never waits for the device.
+_CHECK_EVERY = 100
+
+Rows = torch.Tensor | MappedRows
 
 
 @dataclass(frozen=True)
 class DistillationHistory:
-    """What happened in a run of ``Distiller.fit``."""
+    """The course of a call of ``Distiller.fit``."""
 
     loss: list[float]
     """Loss of each step."""
@@ -57,48 +62,58 @@ class DistillationHistory:
 
 
 class Distiller:
-    """Teaches a student what the teacher says of the impressions: tau^2 KL at the recipe's temperature.
+    """Train a student to give the teacher's answers: tau^2 KL at the recipe's temperature.
 
-    Each step the teacher labels the augmented batch (or, without ``relabel``, its stored logits do), which the
-    recipe's adversary may have moved to where the student departs from it. No label of any data set is used.
-    Teacher and student lie on one device. In a process group of torch each process takes its share of every
-    batch and all end with the same student. Raises InputError if either cannot be used, their classes differ,
-    or the augmentation does not fit the input.
+    Each step the teacher labels the augmented batch (without ``relabel`` its stored logits are used). No label of any
+    data set is used. Teacher and student are on one device. In a process group of torch each process takes its share of
+    every batch, and all end with the same student. Raises InputError if either model cannot be used, their classes
+    differ, the student has no parameter to train, or the augmentation does not fit the input.
     """
 
     def __init__(
         self,
-        teacher: nn.Module,
-        student: nn.Module,
-        recipe: DistillationRecipe,
+        teacher: nn.Module | Classifier,
+        student: nn.Module | Classifier,
         input_spec: InputSpec,
+        recipe: DistillationRecipe,
         *,
         seed: int,
         logits_fn: LogitsFn | None = None,
         student_logits_fn: LogitsFn | None = None,
-        device: torch.device | str | None = None,
     ):
         check_seed(seed)
         check_augmentation(recipe.augmentation, input_spec)
-        check_start(recipe.fresh.start, input_spec)
+        if recipe.fresh_noise.fraction:
+            check_noise(recipe.fresh_noise, input_spec)
         self.recipe = recipe
         self.input_spec = input_spec
         self.seed = seed
         self.timer = PhaseTimer()
-        self._teacher = Classifier(teacher, input_spec, logits_fn=logits_fn, device=device)
+        self._teacher = as_classifier(teacher, input_spec, logits_fn=logits_fn)
+        self._student = as_classifier(student, input_spec, role="student", logits_fn=student_logits_fn)
         self.device = self._teacher.device
-        self._student = Classifier(
-            student, input_spec, role="student", logits_fn=student_logits_fn, device=self.device
-        )
+        if self._student.device != self.device:
+            raise InputError(f"the student is on {self._student.device}, the teacher on {self.device}")
         classes = self._teacher.num_classes, self._student.num_classes
         if classes[0] != classes[1]:
             raise InputError("the teacher has {} classes, but the student has {}".format(*classes))
+        if not any(parameter.requires_grad for parameter in self._student.model.parameters()):
+            raise InputError("the student has no parameter that requires a gradient, so it cannot learn")
+
+    @property
+    def identity(self) -> StudentIdentity:
+        """All that the student depends on, besides the impressions."""
+        return StudentIdentity(
+            seed=self.seed,
+            input=self.input_spec,
+            teacher=self._teacher.identity,
+            student=self._student.identity,
+            recipe=self.recipe,
+        )
 
     def fit(
         self,
-        x: torch.Tensor | MappedRows,
-        teacher_logits: torch.Tensor | MappedRows | None = None,
-        ids: torch.Tensor | None = None,
+        impressions: Impressions | Store | torch.Tensor,
         *,
         progress: bool = True,
         evaluate: Callable[[nn.Module], float] | None = None,
@@ -106,44 +121,51 @@ class Distiller:
         checkpoint: str | Path | None = None,
         checkpoint_every: int = 500,
     ) -> DistillationHistory:
-        """Trains the student in place on impressions x[N, *shape] (raw range); same seed, same bits.
+        """Train the student in place; the same seed gives the same bits.
 
-        ``teacher_logits`` [N, K] are needed only without ``relabel``. With ``ids`` [N] the result does not
-        depend on the order of the rows. Rows of a store larger than memory come as ``MappedRows``, which are in the
-        order of their ids and give the same student as tensors. ``evaluate`` is given the student in eval mode, every
-        ``evaluate_every`` steps (0: never) and at the end; its value is noted and nothing is chosen by it.
-        ``checkpoint`` names a file that is written every ``checkpoint_every`` steps (0: never) and at the
-        end; if it is there, the run goes on from it. In a process group all processes are given the same
-        arguments and read the same file; the first alone writes it, evaluates and shows progress.
+        ``impressions`` are Impressions in memory (in any order; their ids decide), a finished Store, whose rows are
+        read from the mapped files and which may be larger than memory, or a tensor x[N, *shape] in the raw range, which
+        needs ``relabel``. A store is not hashed here: see ``zskd_fast.store.verify.require_whole``. ``evaluate`` is
+        called with the student in eval mode every ``evaluate_every`` steps (0: never) and at the end; its value is
+        recorded and changes nothing. ``checkpoint`` names a file that is written every ``checkpoint_every`` steps (0:
+        never) and at the end; if it exists, the run continues from it. In a process group all processes pass the same
+        arguments and read the same file; only the first writes it, evaluates and shows progress.
 
         Raises InputError if the data do not fit, the checkpoint is another run's, or the loss becomes NaN.
         """
         start, world = time.perf_counter(), joined()
-        self._check_world(world)
-        x, teacher_logits = self._prepare(x, teacher_logits, ids)
+        if world.size > self.recipe.batch_size:
+            got = f"{world.size} processes for a batch of {self.recipe.batch_size}"
+            raise InputError(f"every process needs a row of each batch, got {got}")
+        x, teacher_logits = self._rows(impressions)
         state = self._new_state()
-        file = None
-        if checkpoint:
-            file = Checkpoint(Path(checkpoint), self._fingerprint(x, teacher_logits, world))
+        file = self._checkpoint(checkpoint, x, teacher_logits, world)
+        if file:
             file.restore(state)
+        self._check_same_step(state, world)
         x = x.to(self.device)
         if teacher_logits is not None:
             teacher_logits = teacher_logits.to(self.device)
-        self._check_same_step(state, world)
-        student = replicated(self._student, world)
+        student = _replicated(self._student, world)
         batches = Batches(x, self.recipe, self.input_spec, seed=self.seed, device=self.device, world=world)
-        with self._training(), self._bar(state, progress and world.is_first) as bar:
+        bar = progress_bar(
+            "distillation",
+            total=self.recipe.steps,
+            done=state.step,
+            unit="step",
+            shown=progress and world.is_first,
+        )
+        with self._training(), bar:
             while state.step < self.recipe.steps:
                 self._step(state, student, batches, teacher_logits, world)
                 bar.update()
-                save = file and self._is_due(state, checkpoint_every)
-                if save or self._is_due(state, _LOOK_EVERY):
-                    bar.set_postfix(loss=f"{_last_loss(state):.4f}", refresh=False)
-                if not world.is_first:
-                    continue
-                if evaluate and self._is_due(state, evaluate_every):
+                is_due_to_save = file is not None and self._is_due(state, checkpoint_every)
+                if is_due_to_save or self._is_due(state, _CHECK_EVERY):
+                    _require_finite_losses(state)
+                    bar.set_postfix(loss=f"{float(state.losses[state.step - 1]):.4f}", refresh=False)
+                if world.is_first and evaluate and self._is_due(state, evaluate_every):
                     state.evaluations.append((state.step, self._evaluate(evaluate)))
-                if save:
+                if world.is_first and file and is_due_to_save:
                     with self.timer("io"):
                         file.save(state)
         return DistillationHistory(
@@ -154,29 +176,42 @@ class Distiller:
             phase_seconds=dict(self.timer.seconds),
         )
 
-    def _prepare(self, x, teacher_logits, ids):
-        """The data in the order of their ids; tensors on the device."""
+    def _rows(self, impressions: Impressions | Store | torch.Tensor) -> tuple[Rows, Rows | None]:
+        """Return x and, without ``relabel``, the stored logits, both in the order of the ids."""
+        x: Rows
+        teacher_logits: Rows | None = None
+        if isinstance(impressions, Store):
+            x = MappedRows(impressions, "x")
+            if not self.recipe.relabel:
+                teacher_logits = MappedRows(impressions, "teacher_logits")
+        elif isinstance(impressions, Impressions):
+            count = len(impressions)
+            if any(tensor.shape[:1] != (count,) for tensor in impressions.tensors().values()):
+                raise InputError(f"every tensor of the impressions must have {count} rows, one per id")
+            order = impressions.id.argsort()
+            x = impressions.x[order].detach().to(self.device, torch.float32)
+            if not self.recipe.relabel:
+                teacher_logits = impressions.teacher_logits[order].detach().to(self.device, torch.float32)
+        else:
+            x = impressions.detach().to(self.device, torch.float32)
+        self._check_rows(x, teacher_logits)
+        return x, teacher_logits
+
+    def _check_rows(self, x: Rows, teacher_logits: Rows | None) -> None:
         if len(x.shape) == 0 or tuple(x.shape[1:]) != self.input_spec.shape or len(x) == 0:
             wanted = ["N", *self.input_spec.shape]
             raise InputError(f"the impressions have shape {list(x.shape)}, wanted {wanted} with N >= 1")
         if self.recipe.relabel:
-            teacher_logits = None
-        elif teacher_logits is None or teacher_logits.shape != (len(x), self._teacher.num_classes):
-            got = None if teacher_logits is None else list(teacher_logits.shape)
-            wanted = [len(x), self._teacher.num_classes]
+            return
+        if teacher_logits is None:
+            raise InputError("without relabel the stored logits are needed, got a tensor; give Impressions or a Store")
+        got, wanted = list(teacher_logits.shape), [len(x), self._teacher.num_classes]
+        if got != wanted:
             raise InputError(f"without relabel, teacher_logits must have shape {wanted}, got {got}")
-        if ids is not None and ids.shape != (len(x),):
-            raise InputError(f"ids must have shape {[len(x)]}, one per impression, got {list(ids.shape)}")
-        if ids is not None and isinstance(x, MappedRows):
-            raise InputError("ids are for tensors; the rows of a store are in the order of theirs")
-        order = slice(None) if ids is None else ids.argsort()
-        return _ordered(x, order, self.device), _ordered(teacher_logits, order, self.device)
 
-    def _new_state(self):
+    def _new_state(self) -> TrainingState:
         recipe, student = self.recipe, self._student.model
         parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
-        if not parameters:
-            raise InputError("the student has no parameter that requires a gradient, so it cannot learn")
         low, high = recipe.beta1_range
         optimizer = torch.optim.Adam(parameters, betas=(high, recipe.beta2), eps=recipe.adam_eps, fused=True)
         scheduler = torch.optim.lr_scheduler.OneCycleLR(
@@ -191,9 +226,20 @@ class Distiller:
         )
         return TrainingState(student, optimizer, scheduler, torch.zeros(recipe.steps, device=self.device))
 
+    def _checkpoint(
+        self, path: str | Path | None, x: Rows, teacher_logits: Rows | None, world: World
+    ) -> Checkpoint | None:
+        if path is None:
+            return None
+        data = {"x": _sha256(x)}
+        if teacher_logits is not None:
+            data["teacher_logits"] = _sha256(teacher_logits)
+        identity = TrainingIdentity(student=self.identity, impressions=data, processes=world.size)
+        return Checkpoint(Path(path), identity)
+
     @contextlib.contextmanager
-    def _training(self):
-        """The teacher frozen, the student in train mode, and torch's own random numbers put aside."""
+    def _training(self) -> Iterator[None]:
+        """Freeze the teacher, put the student in train mode, and keep torch's own random state unchanged."""
         student = self._student.model
         devices = [self.device] if self.device.type == "cuda" else []
         with (
@@ -201,118 +247,89 @@ class Distiller:
             frozen(self._teacher.model),
             torch.random.fork_rng(devices),
             torch.enable_grad(),
-            fast_calls(self.device),
+            cpu_overrides(self.device),
         ):
             student.train()
             yield
 
-    def _bar(self, state, progress):
-        total, done = self.recipe.steps, state.step
-        return tqdm(desc="distillation", total=total, initial=done, unit="step", disable=not progress)
-
-    def _step(self, state, student, batches, teacher_logits, world):
+    def _step(
+        self,
+        state: TrainingState,
+        student: Classifier,
+        batches: Batches,
+        teacher_logits: Rows | None,
+        world: World,
+    ) -> None:
         with self.timer("augmentation"):
             batch = batches.of(state.step)
-        x = self._hardened(batch.x, state)
-        self._recycle(x, state, world)
+        self._reset_dormant_units(batch.x, state, world)
         with self.timer("teacher forward"), torch.no_grad():
-            wanted = self._teacher.logits(x) if self.recipe.relabel else teacher_logits[batch.rows]
+            wanted = self._teacher.logits(batch.x) if teacher_logits is None else teacher_logits[batch.rows]
         self._seed_dropout(state.step, world)
         with self.timer("student"):
-            logits = student.logits(x)
+            logits = student.logits(batch.x)
         with self.timer("loss"):
             loss = ops.distillation_loss(logits, wanted, self.recipe.temperature)
-        # Averaged over the processes, the gradient is that of the whole batch: shares may differ by a row.
-        share = len(x) / self.recipe.batch_size
+        # Scaled so that the average over the processes is the gradient of the whole batch: shares may differ by a row.
+        share = len(batch.x) / self.recipe.batch_size
         with self.timer("student"):
             state.optimizer.zero_grad()
             (loss * (share * world.size)).backward()
         with self.timer("update"):
             self._update(state, world.sum(loss.detach() * share))
 
-    def _hardened(self, x, state):
-        adversary = self.recipe.adversary
-        if not adversary.steps or state.step < adversary.wait_fraction * self.recipe.steps:
-            return x
-        with self.timer("adversary"):
-            temperature, spec = self.recipe.temperature, self.input_spec
-            return harden(x, self._teacher, self._student, adversary, temperature, spec)
+    def _reset_dormant_units(self, x: torch.Tensor, state: TrainingState, world: World) -> None:
+        recipe = self.recipe.dormant_units
+        is_late = state.step >= min(recipe.until_fraction * self.recipe.steps, recipe.until_step)
+        if recipe.every and state.step % recipe.every == 0 and not is_late:
+            with self.timer("dormant units"):
+                reset_dormant_units(self._student, x, recipe, world)
 
-    def _recycle(self, x, state, world):
-        recycling = self.recipe.recycling
-        late = state.step >= min(recycling.until_fraction * self.recipe.steps, recycling.until_step)
-        if recycling.every and state.step % recycling.every == 0 and not late:
-            with self.timer("recycling"):
-                recycle(self._student, x, recycling, world)
-
-    def _update(self, state, loss):
+    def _update(self, state: TrainingState, loss: torch.Tensor) -> None:
         state.losses[state.step] = loss
-        state.learning_rates.append(state.scheduler.get_last_lr()[0])
+        state.learning_rates.append(float(state.scheduler.get_last_lr()[0]))
         state.optimizer.step()
         state.step += 1
         if state.step < self.recipe.steps:
             state.scheduler.step()
 
-    def _seed_dropout(self, step, world):
-        """A student with dropout draws from torch's generator: seeded per step, a resumed run draws alike."""
+    def _seed_dropout(self, step: int, world: World) -> None:
+        """Seed torch's generator per step: a student with dropout draws from it, and a resumed run must draw alike."""
         on_gpu = self.device.type == "cuda"
-        generator = torch.cuda.default_generators[self.device.index] if on_gpu else torch.default_generator
+        generator = torch.cuda.default_generators[self.device.index or 0] if on_gpu else torch.default_generator
         rank = f":{world.rank}" if world.rank else ""
         digest = hashlib.sha256(f"{self.seed}:{step}{rank}".encode()).digest()
         generator.manual_seed(int.from_bytes(digest[:7], "little"))
 
-    def _evaluate(self, evaluate):
+    def _evaluate(self, evaluate: Callable[[nn.Module], float]) -> float:
         with self.timer("evaluation"), frozen(self._student.model), torch.no_grad():
             return float(evaluate(self._student.model))
 
-    def _is_due(self, state, every):
+    def _is_due(self, state: TrainingState, every: int) -> bool:
         return state.step == self.recipe.steps or (every > 0 and state.step % every == 0)
 
-    def _check_world(self, world):
-        if world.size > self.recipe.batch_size:
-            got = f"{world.size} processes for a batch of {self.recipe.batch_size}"
-            raise InputError(f"every process needs a row of each batch, got {got}")
-
-    def _check_same_step(self, state, world):
+    def _check_same_step(self, state: TrainingState, world: World) -> None:
         steps = world.sum(torch.tensor(float(state.step), device=self.device))
         if steps != state.step * world.size:
-            raise InputError("not all processes read the same checkpoint; put it where all of them see it")
-
-    def _fingerprint(self, x, teacher_logits, world):
-        student, teacher = self._student.model, self._teacher.model
-        data = {"x": _sha256(x)}
-        if teacher_logits is not None:
-            data["teacher_logits"] = _sha256(teacher_logits)
-        return {
-            "recipe": as_json(self.recipe),
-            "seed": self.seed,
-            "input": as_json(self.input_spec),
-            "teacher": {"class": type(teacher).__name__, "sha256": weights_sha256(teacher)},
-            "untrained student": {"class": type(student).__name__, "sha256": weights_sha256(student)},
-            "impressions": data,
-            # Sums over other shares round otherwise, so that the student would be another.
-            "processes": world.size,
-        }
+            raise InputError("the processes read different checkpoints; put the file where all of them see it")
 
 
-def _ordered(rows, order, device):
-    """The rows of a tensor in this order, on the device; a store's lie where they lie, in their own."""
-    if rows is None or isinstance(rows, MappedRows):
-        return rows
-    order = order.to(rows.device) if isinstance(order, torch.Tensor) else order
-    return rows[order].detach().to(device, torch.float32)
-
-
-def _sha256(rows):
+def _sha256(rows: Rows) -> str:
     return rows.sha256 if isinstance(rows, MappedRows) else tensor_sha256(rows)
 
 
-def _last_loss(state):
-    """The latest loss; refuses to go on once a loss was NaN or infinite, as the student is then lost."""
+def _require_finite_losses(state: TrainingState) -> None:
+    """Raise InputError that names the first step with a loss that is NaN or infinite: the student is lost then."""
     finite = torch.isfinite(state.losses[: state.step])
     if not finite.all():
         step = int((~finite).nonzero()[0]) + 1
-        raise InputError(
-            f"the distillation loss became NaN or infinite at step {step}; lower max_learning_rate"
-        )
-    return float(state.losses[state.step - 1])
+        raise InputError(f"the distillation loss became NaN or infinite at step {step}; lower max_learning_rate")
+
+
+def _replicated(student: Classifier, world: World) -> Classifier:
+    """Return the student with gradients averaged over all processes, which start from the first one's weights."""
+    if world.size == 1:
+        return student
+    shared = copy.copy(student)
+    shared.model = DistributedDataParallel(student.model)
+    return shared

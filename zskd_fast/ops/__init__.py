@@ -1,4 +1,4 @@
-"""The accelerated ops. Each has a twin of the same signature, in plain torch, in `zskd_fast.reference`."""
+"""The accelerated ops. `zskd_fast.reference` has the same functions in plain torch."""
 
 from zskd_fast.ops.dirichlet import dirichlet
 from zskd_fast.ops.distillation_loss import distillation_loss

@@ -1,75 +1,73 @@
-"""What the two row losses share: both compute loss and gradient in one pass and keep the gradient for backward."""
+"""Common parts of the two row losses. Both compute the loss and its gradient in one pass and save the gradient."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from zskd_fast.ops._plain import needs_grad
+from zskd_fast.ops._dispatch import needs_grad
+
+Kernel = Callable[..., tuple[Tensor, Tensor]]
 
 
-def plain_loss(kernel: Callable, logits: Tensor, other: Tensor, temperature: float, reduction: str) -> Tensor:
-    """The loss of a call that `is_plain`: the extension's function, with its gradient rule where one is needed."""
+def direct_loss(kernel: Kernel, logits: Tensor, other: Tensor, temperature: float, reduction: str) -> Tensor:
+    """Call the extension's function directly, with its gradient rule if the logits require grad."""
     if needs_grad(logits):
-        return _PlainLoss.apply(logits, other, temperature, reduction, kernel)
+        return _DirectLoss.apply(logits, other, temperature, reduction, kernel)
     return kernel(logits, other, temperature, reduction, False, None)[0]
 
 
-class _PlainLoss(torch.autograd.Function):
+class _DirectLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits, other, temperature, reduction, kernel):
+    def forward(ctx: Any, logits: Tensor, other: Tensor, temperature: float, reduction: str, kernel: Kernel) -> Tensor:
         loss, grad = kernel(logits, other, temperature, reduction, True, None)
         ctx.save_for_backward(grad)
         ctx.op = kernel.__name__
         return loss
 
     @staticmethod
-    def backward(ctx, grad_loss):
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None, None, None]:
         return scale_grad(ctx.op, ctx, grad_loss), None, None, None, None
 
 
 def check_constant(op: str, argument: str, tensor: Tensor) -> None:
-    """Their gradient is not computed; a silent None would train another objective."""
+    """Raise ValueError if the tensor requires grad: its gradient is not computed."""
     if tensor.requires_grad:
         raise ValueError(f"{op}: {argument} requires grad, wanted a constant; pass {argument}.detach()")
 
 
 def fake_loss_and_grad(logits: Tensor, reduction: str, with_grad: bool) -> tuple[Tensor, Tensor]:
+    """Return empty tensors with the shapes and dtypes of the loss and its gradient."""
     dtype = torch.float32 if logits.dtype in (torch.float16, torch.bfloat16) else logits.dtype
     loss = logits.new_empty(logits.shape[:1] if reduction == "none" else (), dtype=dtype)
     grad = torch.empty(logits.shape if with_grad else (0,), dtype=logits.dtype, device=logits.device)
     return loss, grad
 
 
-def save_grad(ctx, inputs, output) -> None:
-    ctx.set_materialize_grads(False)  # nobody differentiates the second output: no zeros [N, K] for it
+def save_grad(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    """Save the gradient for backward (the setup_context of the custom ops)."""
+    ctx.set_materialize_grads(False)  # the second output has no upstream gradient: do not allocate zeros for it
     ctx.save_for_backward(output[1])
 
 
-def _may_hand_over(grad_loss: Tensor) -> bool:
-    """Whether the saved gradient is the answer as it is, and nobody can ask for it again.
+def _may_return_saved(grad_loss: Tensor) -> bool:
+    """Return whether backward may return the saved gradient itself: the upstream gradient is 1, and the graph is freed.
 
-    That saves a pass over [N, K] in the common `loss.backward()`. Reading the upstream gradient would make a GPU wait,
-    and a traced graph cannot branch on it, so this is for eager CPU code alone.
+    This saves a pass over [N, K] in the common `loss.backward()`. It is limited to eager calls on a CPU: reading the
+    upstream gradient would make a GPU wait, and a traced graph cannot branch on its value.
     """
-    if (
-        torch.compiler.is_compiling()
-        or type(grad_loss) is not Tensor
-        or not grad_loss.is_cpu
-        or grad_loss.dim() > 0
-    ):
+    if torch.compiler.is_compiling() or type(grad_loss) is not Tensor or not grad_loss.is_cpu or grad_loss.dim() > 0:
         return False
     return not torch._C._autograd._get_current_graph_task_keep_graph() and grad_loss.item() == 1.0
 
 
-def scale_grad(op: str, ctx, grad_loss: Tensor) -> Tensor:
-    """The gradient of the logits, for an upstream gradient of the loss: a scalar, or one number a row."""
+def scale_grad(op: str, ctx: Any, grad_loss: Tensor) -> Tensor:
+    """Return the gradient of the logits, [N, K], for the upstream gradient of the loss, a scalar or [N]."""
     (grad,) = ctx.saved_tensors
     if torch.is_grad_enabled():
-        raise RuntimeError(
-            f"{op}: double backward is not provided; use zskd_fast.reference.{op} where it is needed"
-        )
-    if _may_hand_over(grad_loss):
+        raise RuntimeError(f"{op}: double backward is not provided; use zskd_fast.reference.{op} where it is needed")
+    if _may_return_saved(grad_loss):
         return grad
     weight = grad_loss if grad_loss.dim() == 0 else grad_loss.unsqueeze(1)
     return (grad * weight).to(grad.dtype)

@@ -1,4 +1,4 @@
-"""One Adam step on a batch of impressions, with pixel priors and the valid input range."""
+"""An Adam step on a batch of impressions, with pixel priors and a clamp to the valid input range."""
 
 import math
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from zskd_fast._extension import _C
-from zskd_fast.ops._plain import is_plain, needs_grad
+from zskd_fast.ops._dispatch import can_bypass_dispatcher, needs_grad
 
 
 @torch.library.custom_op("zskd_fast::impression_update_", mutates_args=("x", "exp_avg", "exp_avg_sq"))
@@ -29,7 +29,7 @@ def _op(
 
 
 @_op.register_fake
-def _fake(x, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, l1, l2, lo, hi):
+def _fake(x: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, *numbers: Tensor | float) -> None:
     return None
 
 
@@ -52,29 +52,30 @@ def impression_update_(
     lo: float | Tensor = -math.inf,
     hi: float | Tensor = math.inf,
 ) -> None:
-    """Adam (Kingma and Ba 2015, algorithm 1) with bias correction, priors and clamp, in one pass and in place.
+    """Update x in place by one Adam step (Kingma and Ba 2015, algorithm 1) with pixel priors and a clamp.
 
-    The gradient of the priors l1 sum |x| + l2 sum x^2, which is l1 sign(x) + 2 l2 x, is added to grad; after the step
-    x is clamped to [lo, hi]. Without priors and clamp this is `torch.optim.Adam`.
+    The gradient of the priors l1 sum |x| + l2 sum x^2, which is l1 sign(x) + 2 l2 x, is added to grad. After the step x
+    is clamped to [lo, hi]. All of it is one pass over memory. Without priors and clamp this is `torch.optim.Adam`.
 
     Args:
         x: impressions [N, ...], changed in place; float16, bfloat16, float32 or float64, any strides.
-        grad: gradient of the summed loss, like x. Not changed.
-        exp_avg, exp_avg_sq: first and second moment, changed in place; shape of x, float32 beside a 16-bit x, else its
-            dtype. Zeros before step 1.
+        grad: gradient of the summed loss; shape, dtype and device of x. Not changed.
+        exp_avg, exp_avg_sq: first and second moment, changed in place; shape of x, float32 for a 16-bit x, otherwise
+            the dtype of x. Zeros before step 1.
         step: number of this update, counted from 1; an int or a tensor of one element.
-        lr: learning rate; a number or a tensor of one element. A step or lr beside x on a CUDA device is read there, by
-            a captured graph anew at each replay, and not checked.
+        lr: learning rate; a number or a tensor of one element. If step or lr is on the CUDA device of x, the kernel
+            reads it there: it is not checked, and each replay of a captured CUDA graph sees its current value.
+        betas, eps, l1, l2: the decay rates of the moments, Adam's epsilon, and the weights of the priors.
         lo, hi: bounds of a valid input; a number, or [C] for dimension 1 of x. NaN in x stays NaN.
 
     Raises:
-        ValueError: shapes, step, lr, betas or eps.
-        TypeError: dtypes or devices.
+        ValueError: Wrong shape, step, lr, betas or eps.
+        TypeError: Wrong dtype or device.
     """
     beta1, beta2 = betas
     tensors = x, grad, exp_avg, exp_avg_sq, _as_tensor(step), _as_tensor(lr)
     bounds = _as_tensor(lo), _as_tensor(hi)
-    if is_plain(*tensors, *bounds) and not needs_grad(*tensors, *bounds):
+    if can_bypass_dispatcher(*tensors, *bounds) and not needs_grad(*tensors, *bounds):
         _C.impression_update_(*tensors, beta1, beta2, eps, l1, l2, *bounds)
         torch.autograd.graph.increment_version((x, exp_avg, exp_avg_sq))
     else:

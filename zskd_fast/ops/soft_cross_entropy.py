@@ -1,32 +1,32 @@
-"""Cross-entropy of tempered logits with soft targets: the objective of a data impression."""
+"""Cross-entropy with soft targets and a temperature: the objective of a data impression."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from zskd_fast._extension import _C
-from zskd_fast.ops._plain import is_plain, needs_grad
+from zskd_fast.ops._dispatch import can_bypass_dispatcher, needs_grad
 from zskd_fast.ops._row_loss import (
     check_constant,
+    direct_loss,
     fake_loss_and_grad,
-    plain_loss,
     save_grad,
     scale_grad,
 )
 
 
 @torch.library.custom_op("zskd_fast::soft_cross_entropy", mutates_args=())
-def _op(
-    logits: Tensor, target: Tensor, temperature: float, reduction: str, with_grad: bool
-) -> tuple[Tensor, Tensor]:
+def _op(logits: Tensor, target: Tensor, temperature: float, reduction: str, with_grad: bool) -> tuple[Tensor, Tensor]:
     return _C.soft_cross_entropy(logits, target, temperature, reduction, with_grad, None)
 
 
 @_op.register_fake
-def _fake(logits, target, temperature, reduction, with_grad):
+def _fake(logits: Tensor, target: Tensor, temperature: float, reduction: str, with_grad: bool) -> tuple[Tensor, Tensor]:
     return fake_loss_and_grad(logits, reduction, with_grad)
 
 
-def _backward(ctx, grad_loss, _):
+def _backward(ctx: Any, grad_loss: Tensor, _: Tensor | None) -> tuple[Tensor, None, None, None, None]:
     return scale_grad("soft_cross_entropy", ctx, grad_loss), None, None, None, None
 
 
@@ -39,51 +39,56 @@ def _out_op(logits: Tensor, target: Tensor, temperature: float, reduction: str, 
 
 
 @_out_op.register_fake
-def _out_fake(logits, target, temperature, reduction, grad):
+def _out_fake(logits: Tensor, target: Tensor, temperature: float, reduction: str, grad: Tensor) -> Tensor:
     return fake_loss_and_grad(logits, reduction, False)[0]
 
 
-def soft_cross_entropy(
-    logits: Tensor, target: Tensor, temperature: float, *, reduction: str = "mean"
-) -> Tensor:
+def soft_cross_entropy(logits: Tensor, target: Tensor, temperature: float, *, reduction: str = "mean") -> Tensor:
     """Cross-entropy of soft targets with softmax(logits / temperature) (paper section 3.2, equation 3).
 
-    loss_i = sum_c y_ic (lse_i - z_ic / tau) with lse_i = log sum_c exp(z_ic / tau); the gradient
-    ((sum_c y_ic) p_ic - y_ic) / tau is computed in the same pass over memory. A target of zero contributes nothing,
-    even where its logit is -inf; rows of the target need not sum to one; NaN stays NaN.
+    loss_i = sum_c y_ic (lse_i - z_ic / tau) with lse_i = log sum_c exp(z_ic / tau). The gradient,
+    ((sum_c y_ic) p_ic - y_ic) / tau, is computed in the same pass over memory. A class with target 0 contributes
+    nothing, even if its logit is -inf. The rows of the target need not sum to 1. A row with a NaN has loss NaN.
 
     Args:
-        logits: [N, K] float16, bfloat16, float32 or float64, any strides; 16-bit floats are computed on as float32.
-        target: [N, K] on the same device, any floating dtype; a constant.
+        logits: [N, K] float16, bfloat16, float32 or float64, any strides. 16-bit floats are converted to float32.
+        target: [N, K] on the same device, float16, bfloat16, float32 or float64; must not require grad.
         temperature: tau > 0.
-        reduction: "mean" over the N rows (NaN for N = 0), "sum", or "none".
+        reduction: "mean" over the N rows (NaN for N = 0), "sum" or "none".
 
     Returns:
-        The loss, a scalar or [N]; float32 for 16-bit logits, else in their dtype. Differentiable in logits, once.
+        The loss, a scalar or [N]; float32 for 16-bit logits, otherwise in their dtype. Differentiable once, with
+        respect to logits.
 
     Raises:
-        ValueError: shape, temperature or reduction; a target that requires grad.
-        TypeError: dtype or device.
+        ValueError: Wrong shape, temperature or reduction; a target that requires grad.
+        TypeError: Wrong dtype or device.
     """
     check_constant("soft_cross_entropy", "target", target)
-    if is_plain(logits, target):
-        return plain_loss(_C.soft_cross_entropy, logits, target, temperature, reduction)
+    if can_bypass_dispatcher(logits, target):
+        return direct_loss(_C.soft_cross_entropy, logits, target, temperature, reduction)
     return _op(logits, target, float(temperature), reduction, needs_grad(logits))[0]
 
 
 def soft_cross_entropy_value_and_grad(
     logits: Tensor, target: Tensor, temperature: float, *, reduction: str = "sum", out: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The loss of `soft_cross_entropy` and its gradient, outside autograd.
+    """Return the loss of `soft_cross_entropy` and its gradient, without autograd.
 
-    For a loop that calls the model's backward itself: `logits.backward(grad)`. With `out`, [N, K] contiguous in the
-    dtype of logits, the gradient is written there and no memory is allocated for it.
+    Use it in a loop that calls the backward pass of the model itself: `logits.backward(grad)`.
+
+    Args:
+        logits, target, temperature, reduction: As for `soft_cross_entropy`.
+        out: [N, K] contiguous, in the dtype of logits. The gradient is written to it instead of a new tensor.
 
     Returns:
-        (loss, gradient of the reduced loss [N, K] in the dtype of logits, which is `out` where given).
+        The loss, and the gradient of the reduced loss [N, K] in the dtype of logits.
+
+    Raises:
+        ValueError, TypeError: As `soft_cross_entropy`; or `out` does not fit.
     """
     logits, target = logits.detach(), target.detach()
-    if is_plain(logits, target, *(() if out is None else (out,))):
+    if can_bypass_dispatcher(logits, target, *(() if out is None else (out,))):
         return _C.soft_cross_entropy(logits, target, temperature, reduction, True, out)
     if out is None:
         return _op(logits, target, float(temperature), reduction, True)

@@ -1,1 +1,1 @@
-"""The only room that knows labels: readers of image sets, evaluation, and the training of a teacher."""
+"""Labelled real images: readers, evaluation and the training of a teacher. No other package uses labels."""

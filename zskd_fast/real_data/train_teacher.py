@@ -1,4 +1,4 @@
-"""Train a teacher on real images. The only part of the package that learns from real data."""
+"""Training of a teacher on real images, the only part of the package that learns from real data."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import nn
@@ -17,14 +18,15 @@ from zskd_fast.config.teacher_recipe import TeacherRecipe
 from zskd_fast.errors import InputError
 from zskd_fast.models.classifier import Classifier
 from zskd_fast.real_data.evaluation import accuracy
-from zskd_fast.real_data.images import LabelledImages, to_input
+from zskd_fast.real_data.image_sets import LabelledImages, to_input
+from zskd_fast.runtime.progress import progress_bar
 
-__all__ = ["TrainedTeacher", "train_teacher"]
+_Examples = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass
 class TrainedTeacher:
-    """A teacher in eval mode, its mean loss and (with held-out images) validation accuracy per epoch."""
+    """A teacher in eval mode, with its mean loss and, given held-out images, its validation accuracy per epoch."""
 
     model: nn.Module
     loss: list[float] = field(default_factory=list)
@@ -43,35 +45,36 @@ def train_teacher(
 ) -> TrainedTeacher:
     """Train `build()` on real images with cross-entropy.
 
-    The model sees `to_input(images)`: raw values in [0, 1], not normalised. The same seed, torch version and
-    thread count give the same bits; the global random state is left as it was. Raises InputError when too few
-    images are left to train on, when the model does not fit them, or when the loss stops being finite.
+    The model sees `to_input(images)`: raw values in [0, 1], not normalized. The same seed, torch version and number
+    of threads give the same bits; the global random state does not change. Raises InputError if too few images are
+    left to train on, if the model does not fit them, or if the loss becomes NaN or infinite.
     """
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
-    fit, held_out = _split(images, recipe.held_out, generator)
+    examples, held_out = _split(images, recipe.held_out, generator)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build().to(device)
-    _require_fit(model, fit)
+    classifier = _checked_classifier(model, examples)
+    validate = partial(accuracy, classifier, *held_out) if recipe.held_out else None
     trained = TrainedTeacher(model)
-    _fit(trained, fit, held_out, recipe, generator, progress)
+    _fit(trained, examples, validate, recipe, generator, progress)
     model.eval()
     trained.seconds = time.perf_counter() - started
     return trained
 
 
-_Examples = tuple[torch.Tensor, torch.Tensor]
-
-
-def _require_fit(model: nn.Module, examples: _Examples) -> None:
+def _checked_classifier(model: nn.Module, examples: _Examples) -> Classifier:
     inputs, labels = examples
-    classes = Classifier(model, InputSpec(tuple(inputs.shape[1:]))).num_classes
-    if classes <= int(labels.max()):
-        raise InputError(f"the teacher has {classes} classes, but there are labels up to {int(labels.max())}")
+    classifier = Classifier(model, InputSpec(tuple(inputs.shape[1:])))
+    classes, largest = classifier.num_classes, int(labels.max())
+    if classes <= largest:
+        raise InputError(f"the teacher has {classes} classes, but there are labels up to {largest}")
+    return classifier
 
 
 def _split(images: LabelledImages, held_out: int, generator: torch.Generator) -> tuple[_Examples, _Examples]:
+    """Return the examples to train on and the held-out ones, in random order."""
     if held_out >= len(images):
         raise InputError(f"held_out is {held_out}, wanted fewer than the {len(images)} training images")
     order = torch.randperm(len(images), generator=generator)
@@ -82,65 +85,51 @@ def _split(images: LabelledImages, held_out: int, generator: torch.Generator) ->
 def _fit(
     trained: TrainedTeacher,
     examples: _Examples,
-    held_out: _Examples,
+    validate: Callable[[], float] | None,
     recipe: TeacherRecipe,
     generator: torch.Generator,
     progress: bool,
 ) -> None:
     model, (inputs, labels) = trained.model, examples
-    steps_per_epoch = math.ceil(len(labels) / recipe.batch_size)
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=recipe.max_learning_rate, weight_decay=recipe.weight_decay
-    )
+    device = next(model.parameters()).device
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.max_learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser,
+        optimizer,
         max_lr=recipe.max_learning_rate,
-        total_steps=recipe.epochs * steps_per_epoch,
-        pct_start=recipe.warm_up_fraction,
+        total_steps=recipe.epochs * math.ceil(len(labels) / recipe.batch_size),
+        pct_start=recipe.warmup_fraction,
     )
-    with tqdm(total=schedule.total_steps, desc="teacher", unit="step", disable=not progress) as bar:
+    with progress_bar("teacher", total=schedule.total_steps, unit="step", shown=progress) as bar:
         for _ in range(recipe.epochs):
             model.train()
-            total = torch.zeros((), device=next(model.parameters()).device)
+            total = torch.zeros((), device=device)
             for rows in torch.randperm(len(labels), generator=generator).split(recipe.batch_size):
                 x = _move(inputs[rows], recipe, generator)
-                total += _step(model, x, labels[rows], recipe, optimiser) * len(rows)
+                logits = model(x.to(device))
+                loss = F.cross_entropy(logits, labels[rows].to(device), label_smoothing=recipe.label_smoothing)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
                 schedule.step()
+                total += loss.detach() * len(rows)
                 bar.update()
-            _close_epoch(trained, total.item() / len(labels), held_out, bar)
+            _close_epoch(trained, total.item() / len(labels), validate, bar)
 
 
-def _step(
-    model: nn.Module,
-    x: torch.Tensor,
-    labels: torch.Tensor,
-    recipe: TeacherRecipe,
-    optimiser: torch.optim.Optimizer,
-) -> torch.Tensor:
-    device = next(model.parameters()).device
-    logits = model(x.to(device))
-    loss = F.cross_entropy(logits, labels.to(device), label_smoothing=recipe.label_smoothing)
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    optimiser.step()
-    return loss.detach()
-
-
-def _close_epoch(trained: TrainedTeacher, loss: float, held_out: _Examples, bar: tqdm) -> None:
+def _close_epoch(trained: TrainedTeacher, loss: float, validate: Callable[[], float] | None, bar: tqdm) -> None:
     if not math.isfinite(loss):
-        raise InputError(
-            f"the teacher's loss became {loss} in epoch {len(trained.loss) + 1}: lower max_learning_rate"
-        )
+        epoch = len(trained.loss) + 1
+        raise InputError(f"the teacher's loss became {loss} in epoch {epoch}: lower max_learning_rate")
     trained.loss.append(loss)
     shown = {"loss": f"{loss:.4f}"}
-    if len(held_out[1]):
-        trained.validation.append(accuracy(trained.model, *held_out))
+    if validate is not None:
+        trained.validation.append(validate())
         shown["validation"] = f"{trained.validation[-1]:.2%}"
-    bar.set_postfix(shown)
+    bar.set_postfix(shown, refresh=False)
 
 
 def _move(x: torch.Tensor, recipe: TeacherRecipe, generator: torch.Generator) -> torch.Tensor:
-    """A random rotation, scale and shift of each image [N, C, H, W]; zeros come in from outside."""
+    """Rotate, scale and shift each image of x[N, C, H, W] at random; zeros fill in from outside."""
     draws = torch.randn(4, len(x), generator=generator)
     angle = draws[0] * recipe.rotation_sigma
     scale = 1.0 + draws[1] * recipe.scale_sigma

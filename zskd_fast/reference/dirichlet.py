@@ -1,4 +1,4 @@
-"""Dirichlet rows from named Philox words: Marsaglia and Tsang's Gamma in log space, in numpy and float64."""
+"""Dirichlet draws from Philox words, by Marsaglia and Tsang's Gamma variates in log space, in numpy and float64."""
 
 import numpy as np
 import torch
@@ -7,9 +7,8 @@ from torch import Tensor
 from zskd_fast.reference.philox import GAMMA, normal_pair, uniform, words
 
 
-def _log_gamma_attempt(
-    alpha: np.ndarray, block: np.ndarray, uniform_bits: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _log_gamma_attempt(alpha: np.ndarray, block: np.ndarray, uniform_bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return log Gamma variates and whether each is accepted, from the words of one attempt."""
     d = np.where(alpha < 1, alpha + 1, alpha) - 1 / 3
     n = normal_pair(block[..., 0], block[..., 1])[0]
     v = (1 + n / (3 * np.sqrt(d))) ** 3
@@ -21,6 +20,7 @@ def _log_gamma_attempt(
 
 
 def dirichlet(concentration: Tensor, ids: Tensor, *, seed: int, log: bool = False) -> Tensor:
+    """Compute `ops.dirichlet` in float64."""
     classes = concentration.shape[-1]
     alpha = concentration.expand(len(ids), classes).double().cpu().numpy()
     bits = 32 if concentration.dtype == torch.float64 else 23

@@ -1,4 +1,4 @@
-"""Adam with priors and clamp, one line for each term of the definition."""
+"""Adam with pixel priors and a clamp, one line for each term of the definition."""
 
 import math
 
@@ -22,6 +22,7 @@ def impression_update_(
     lo: float | Tensor = -math.inf,
     hi: float | Tensor = math.inf,
 ) -> None:
+    """Compute `ops.impression_update_` in the dtype of the moments."""
     beta1, beta2 = betas
     work = x.to(exp_avg.dtype)
     g = grad.to(work.dtype) + l1 * work.sign() + 2 * l2 * work

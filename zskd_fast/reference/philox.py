@@ -1,4 +1,4 @@
-"""Philox4x32-10 (Salmon, Moraes, Dror, Shaw, SC 2011) and the variates made of its words, in numpy and float64."""
+"""Philox4x32-10 (Salmon, Moraes, Dror, Shaw, SC 2011) and variates from its words, in numpy and float64."""
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ GAMMA, STREAM = 0, 1  # purposes: the top four bits of the last counter word
 
 
 def philox4x32_10(counter: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """Four random 32-bit words for each counter [..., 4] under key [2], all as uint64."""
+    """Return the random words [..., 4] of the counters [..., 4] under key [2], 32-bit words held as uint64."""
     c0, c1, c2, c3 = (counter[..., i].astype(np.uint64) for i in range(4))
     k0, k1 = (np.uint64(k) for k in key)
     for _ in range(10):
@@ -21,7 +21,7 @@ def philox4x32_10(counter: np.ndarray, key: np.ndarray) -> np.ndarray:
 
 
 def words(ids: Tensor, index: np.ndarray, *, seed: int, purpose: int, step: int | np.ndarray) -> np.ndarray:
-    """The block of (seed, id, index, purpose, step): [N, len(index), 4]."""
+    """Return the random words of the counters (id, index, purpose, step) under key seed: [N, len(index), 4]."""
     id_bits = ids.cpu().numpy().astype(np.uint64)[:, None]
     counter = np.stack(
         np.broadcast_arrays(
@@ -36,11 +36,12 @@ def words(ids: Tensor, index: np.ndarray, *, seed: int, purpose: int, step: int 
 
 
 def uniform(word: np.ndarray, bits: int = 32) -> np.ndarray:
-    """The middle of one of 2^bits equal cells of (0, 1)."""
+    """Return the midpoint of one of 2^bits equal cells of (0, 1), chosen by the high bits of the word."""
     return ((word >> np.uint64(32 - bits)).astype(np.float64) + 0.5) * 2.0**-bits
 
 
 def normal_pair(word0: np.ndarray, word1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return two independent standard normal variates (Box and Muller 1958)."""
     radius = np.sqrt(-2.0 * np.log(uniform(word0)))
     angle = 2.0 * np.pi * word1.astype(np.float64) * 2.0**-32
     return radius * np.cos(angle), radius * np.sin(angle)
@@ -55,6 +56,7 @@ def philox(
     distribution: str = "uniform",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
+    """Compute `ops.philox` in float64."""
     block = words(ids, np.arange((count + 3) // 4, dtype=np.uint64), seed=seed, purpose=STREAM, step=stream)
     if distribution == "uniform":
         values = uniform(block, bits=23 if dtype == torch.float32 else 32)

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that needs nothing beside itself, not even a network."""
+"""The report of a run: one self-contained HTML file that loads nothing from outside."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ __all__ = ["missing_extras", "write_report"]
 
 
 def write_report(run: RunFolder, out: str | Path | None = None) -> Path:
-    """Write the report of a run as one HTML file, by default report.html in its folder; returns its path.
+    """Write the report of a finished run, by default to report.html in its folder, and return the path.
 
-    Raises InputError when the run has not finished, when its impressions are not there, or when matplotlib or
-    jinja2 are not installed.
+    Raises InputError if the run has not finished, if its impressions are missing, or if matplotlib or jinja2 is not
+    installed.
     """
     absent = missing_extras()
     if absent:
         raise InputError(f"the report needs {' and '.join(absent)}: pip install 'zskd_fast[report]'")
     if not run.record.finished:
-        raise InputError(f"{run.folder}: the run has not finished; the command that began it goes on with it")
+        raise InputError(f"{run.folder}: the run has not finished; give its command again to resume it")
     from zskd_fast.report.page import render
 
     path = run.report_path if out is None else Path(out)
@@ -31,5 +31,5 @@ def write_report(run: RunFolder, out: str | Path | None = None) -> Path:
 
 
 def missing_extras() -> list[str]:
-    """Names of the packages that a report needs and that are not installed."""
+    """Return the names of the packages that a report needs and that are not installed."""
     return [name for name in ("matplotlib", "jinja2") if importlib.util.find_spec(name) is None]

@@ -1,26 +1,26 @@
-"""Figures of the report: each function returns an inline SVG or a PNG as a data URI."""
+"""Figures of the report: each function returns an inline SVG or a PNG data URI."""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import matplotlib.image
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter, ScalarFormatter
 
-__all__ = ["accuracy_curve", "loss_curve", "picture", "similarity_map", "target_bars"]
-
-TEACHER, STUDENT, GREY = "#b45309", "#1d4ed8", "#94a3b8"
+TEACHER, STUDENT, GRAY = "#b45309", "#1d4ed8", "#94a3b8"
 _CELLS_WITH_NUMBERS = 12
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 10,
     "svg.fonttype": "none",
-    "svg.hashsalt": "zskd",  # equal runs give equal reports
+    "svg.hashsalt": "zskd",  # equal runs must give equal reports
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": "#64748b",
@@ -33,22 +33,22 @@ _STYLE = {
 
 
 def picture(x: np.ndarray, valid_range: tuple[float, float]) -> str:
-    """A PNG data URI of one input of any shape; colour if it has three channels, else its first channel."""
+    """Return one input of any shape as a PNG: in color if it has three channels, else its first channel in gray."""
     low, high = valid_range
     pixels = np.clip((x.astype(np.float64) - low) / (high - low), 0.0, 1.0)
-    pixels = np.moveaxis(pixels, 0, -1) if x.ndim == 3 and len(x) == 3 else _as_grey(pixels)
+    pixels = np.moveaxis(pixels, 0, -1) if x.ndim == 3 and len(x) == 3 else _as_gray(pixels)
     buffer = io.BytesIO()
     matplotlib.image.imsave(buffer, pixels, format="png", cmap="gray", vmin=0.0, vmax=1.0)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def target_bars(target: Sequence[float], answer: Sequence[float], own_class: int) -> str:
-    """Bars of a target, the impression's own class in colour; a tick marks the teacher's answer."""
+    """Return the bars of a target, with a tick at the teacher's answer; the bar of `own_class` is in color."""
     width, height, count = 64.0, 26.0, len(target)
     slot = width / count
     bars = [
         f'<rect x="{i * slot + 0.1 * slot:.2f}" y="{height * (1 - p):.2f}" width="{0.8 * slot:.2f}" '
-        f'height="{height * p:.2f}" fill="{STUDENT if i == own_class else GREY}"/>'
+        f'height="{height * p:.2f}" fill="{STUDENT if i == own_class else GRAY}"/>'
         for i, p in enumerate(target)
         if p >= 0.005
     ]
@@ -63,7 +63,7 @@ def target_bars(target: Sequence[float], answer: Sequence[float], own_class: int
 
 
 def similarity_map(similarity: Sequence[Sequence[float]]) -> str:
-    """Heat map of the class similarity [K, K]; row k shapes the targets of class k."""
+    """Return the heat map of the class similarity [K, K]; row k shapes the targets of class k."""
     values = np.asarray(similarity)
     with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
         figure = Figure(figsize=(5.2, 4.4), layout="constrained")
@@ -81,7 +81,7 @@ def similarity_map(similarity: Sequence[Sequence[float]]) -> str:
 
 
 def loss_curve(loss: Sequence[float]) -> str:
-    """Distillation loss per step with its running mean, on a logarithmic axis."""
+    """Return the distillation loss per step with its running mean, on a logarithmic axis."""
     values = np.asarray(loss)
     window = max(1, len(values) // 50)
     with matplotlib.rc_context(_STYLE):
@@ -98,7 +98,7 @@ def loss_curve(loss: Sequence[float]) -> str:
 
 
 def accuracy_curve(accuracies: Sequence[tuple[int, float]], teacher: float) -> str:
-    """Test accuracy of the student at some steps, with the teacher's as a line."""
+    """Return the test accuracy of the student at some steps, with a line at the teacher's accuracy."""
     steps, values = zip(*accuracies, strict=True)
     with matplotlib.rc_context(_STYLE):
         figure, axes = _wide_axes()
@@ -110,19 +110,19 @@ def accuracy_curve(accuracies: Sequence[tuple[int, float]], teacher: float) -> s
         return _svg(figure)
 
 
-def _as_grey(pixels: np.ndarray) -> np.ndarray:
+def _as_gray(pixels: np.ndarray) -> np.ndarray:
     while pixels.ndim > 2:
         pixels = pixels[0]
     return np.atleast_2d(pixels)
 
 
-def _write_cells(axes, values: np.ndarray) -> None:
+def _write_cells(axes: Axes, values: np.ndarray) -> None:
     for (row, column), value in np.ndenumerate(values):
-        colour = "white" if value > 0.6 else "#1e293b"
-        axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
+        color = "white" if value > 0.6 else "#1e293b"
+        axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=color)
 
 
-def _wide_axes():
+def _wide_axes() -> tuple[Figure, Axes]:
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     return figure, figure.add_subplot()
 

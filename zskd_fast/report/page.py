@@ -1,4 +1,4 @@
-"""Collects what the report shows and fills its template."""
+"""The content of a report: selects what the page shows and fills the template."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ import jinja2
 import torch
 from markupsafe import Markup
 
+from zskd_fast.config.identity import ImpressionIdentity, RunIdentity
+from zskd_fast.config.serialization import to_plain
 from zskd_fast.report import figures
 from zskd_fast.run.run_folder import RunFolder, RunRecord
 from zskd_fast.store.impressions import Impressions
 from zskd_fast.store.store import Store
-
-__all__ = ["render"]
 
 _CLASSES_SHOWN = 10
 _IMPRESSIONS_PER_CLASS = 8
 
 
 def render(run: RunFolder) -> str:
-    """The HTML text of the report of a finished run."""
+    """Return the HTML text of the report of a finished run."""
     record, store = run.record, Store.open(run.impressions_path)
-    fingerprint = store.manifest["fingerprint"]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -34,19 +33,20 @@ def render(run: RunFolder) -> str:
     )
     return environment.get_template("template.html").render(
         record=record,
-        cards=list(_cards(record, store)),
-        classes=_classes(store, fingerprint),
-        num_classes=len(record.class_similarity),
-        similarity=Markup(figures.similarity_map(record.class_similarity)),
+        cards=list(_cards(record)),
+        classes=_classes(store),
+        num_classes=store.identity.num_classes,
+        # Empty after `distill` from a store that was made with a weight matrix in place of a layer.
+        similarity=record.class_similarity and Markup(figures.similarity_map(record.class_similarity)),
         curves=[Markup(svg) for svg in _curves(record)],
         phases=list(_phases(record)),
-        recipe=_recipe_tables(record.identity["recipe"]),
-        facts=dict(_flat({**record.identity, **record.environment}, skip="recipe")),
+        recipe=_tables(_recipe(record.identity, store)),
+        facts=dict(_flat(_provenance(record))),
     )
 
 
-def _cards(record: RunRecord, store: Store) -> Iterator[tuple[str, str, str]]:
-    """(caption, value, remark) of each figure at the top."""
+def _cards(record: RunRecord) -> Iterator[tuple[str, str, str]]:
+    """Yield (caption, value, remark) of each card at the top of the page."""
     if record.accuracy is not None:
         images = f"on {record.accuracy.images:,} real test images"
         gap = 100.0 * (record.accuracy.student - record.accuracy.teacher)
@@ -55,25 +55,21 @@ def _cards(record: RunRecord, store: Store) -> Iterator[tuple[str, str, str]]:
     sizes = record.parameters
     yield "student parameters", f"{sizes['student']:,}", f"teacher: {sizes['teacher']:,}"
     rate = f"{record.synthesis.rate:.1f} per second" if record.synthesis.made else "made by another run"
-    yield "impressions", f"{store.num_impressions:,}", rate
+    yield "impressions", f"{record.identity.num_impressions:,}", rate
     total = record.synthesis.seconds + record.distillation.seconds
-    yield "time", _duration(total), _machine(record.environment)
+    device, threads = record.environment["device"], record.environment["threads"]
+    yield "time", _duration(total), f"{device}, {threads} thread{'s' if threads != 1 else ''}"
     yield "peak memory", f"{record.peak_memory_bytes / 2**20:,.0f} MiB", "of the whole process"
 
 
-def _machine(environment: dict[str, Any]) -> str:
-    threads = environment["threads"]
-    return f"{environment['device']}, {threads} thread{'s' if threads != 1 else ''}"
-
-
-def _classes(store: Store, fingerprint: dict[str, Any]) -> list[dict[str, Any]]:
-    """Some impressions of each of the first classes; the plan makes the first ids a balanced sample."""
-    num_classes = fingerprint["plan"]["num_classes"]
-    sample = _first(store, num_classes * _IMPRESSIONS_PER_CLASS)
-    answers = (sample.teacher_logits / fingerprint["recipe"]["temperature"]).softmax(dim=1)
+def _classes(store: Store) -> list[dict[str, Any]]:
+    """Return some impressions of each of the first classes; the first ids are a balanced sample of the classes."""
+    identity = store.identity
+    sample = _first(store, identity.num_classes * _IMPRESSIONS_PER_CLASS)
+    answers = (sample.teacher_logits / identity.recipe.temperature).softmax(dim=1)
     return [
-        {"index": k, "impressions": [_shown(sample, answers, row, fingerprint) for row in rows]}
-        for k in range(min(num_classes, _CLASSES_SHOWN))
+        {"index": k, "impressions": [_shown(sample, answers, row, identity) for row in rows]}
+        for k in range(min(identity.num_classes, _CLASSES_SHOWN))
         if (rows := (sample.class_index == k).nonzero().flatten().tolist())
     ]
 
@@ -83,15 +79,13 @@ def _first(store: Store, count: int) -> Impressions:
     return Impressions.concatenate([store.read_shard(shard) for shard in shards])[:count]
 
 
-def _shown(
-    sample: Impressions, answers: torch.Tensor, row: int, fingerprint: dict[str, Any]
-) -> dict[str, object]:
+def _shown(sample: Impressions, answers: torch.Tensor, row: int, identity: ImpressionIdentity) -> dict[str, object]:
     target, answer = sample.target[row].tolist(), answers[row].tolist()
     return {
         "id": int(sample.id[row]),
         "beta": f"{float(sample.beta[row]):g}",
         "loss": f"{float(sample.loss[row]):.3f}",
-        "image": figures.picture(sample.x[row].numpy(), tuple(fingerprint["input"]["valid_range"])),
+        "image": figures.picture(sample.x[row].numpy(), identity.input.valid_range),
         "bars": Markup(figures.target_bars(target, answer, int(sample.class_index[row]))),
     }
 
@@ -103,7 +97,7 @@ def _curves(record: RunRecord) -> Iterator[str]:
 
 
 def _phases(record: RunRecord) -> Iterator[dict[str, Any]]:
-    """Seconds and share of each phase, for the making of the impressions and for the distillation."""
+    """Yield the seconds and the share of each phase, for the synthesis and for the distillation."""
     for title, part in (("Impressions", record.synthesis), ("Distillation", record.distillation)):
         if not part.seconds:
             continue
@@ -113,25 +107,46 @@ def _phases(record: RunRecord) -> Iterator[dict[str, Any]]:
         yield {"title": title, "total": _duration(part.seconds), "rows": rows}
 
 
-def _recipe_tables(recipe: dict[str, Any]) -> dict[str, dict[str, object]]:
+def _recipe(identity: RunIdentity, store: Store) -> dict[str, dict[str, Any]]:
+    impressions = identity.impressions
+    return {
+        "input": to_plain(impressions.input),
+        "synthesis": {
+            "impressions": identity.num_impressions,
+            "shard_size": store.shard_size,
+            **to_plain(impressions.recipe),
+        },
+        "distillation": to_plain(identity.student.recipe),
+    }
+
+
+def _tables(sections: dict[str, dict[str, Any]]) -> dict[str, dict[str, object]]:
+    """Return one table for each section and for each section inside it."""
     tables: dict[str, dict[str, object]] = {}
-    for section, values in recipe.items():
-        if not isinstance(values, dict):
-            continue
-        plain = {key: value for key, value in values.items() if not isinstance(value, dict)}
-        tables[section] = {key.replace("_", " "): _plain(value) for key, value in plain.items()}
+    for title, values in sections.items():
         nested = {key: value for key, value in values.items() if isinstance(value, dict)}
-        tables.update(_recipe_tables(nested))
+        tables[title] = {key: _plain(value) for key, value in values.items() if key not in nested}
+        tables.update(_tables(nested))
     return tables
 
 
-def _flat(values: dict[str, Any], skip: str = "", prefix: str = "") -> Iterator[tuple[str, object]]:
+def _provenance(record: RunRecord) -> dict[str, Any]:
+    impressions, student = record.identity.impressions, record.identity.student
+    return {
+        "seed": student.seed,
+        "synthesis seed": impressions.seed,
+        "teacher": {**to_plain(impressions.teacher), "layer": impressions.layer},
+        "untrained student": to_plain(student.student),
+        **record.environment,
+    }
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
     for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict) and key != skip:
-            yield from _flat(value, prefix=f"{name} ")
-        elif key != skip:
-            yield name, _plain(value)
+        if isinstance(value, dict):
+            yield from _flat(value, prefix=f"{prefix}{key} ")
+        else:
+            yield f"{prefix}{key}", _plain(value)
 
 
 def _plain(value: object) -> object:

@@ -1,1 +1,1 @@
-"""Repeats what was published, and what this project claims, from the teacher to a table of accuracies."""
+"""Repeat published results and the results of this package, from a teacher to a table of accuracies."""

@@ -1,78 +1,92 @@
-"""Repeats a setup for several seeds, and writes each outcome down as soon as it is there."""
+"""Repeat a setup for several seeds; each outcome is written as soon as it is known."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
-from zskd_fast.config.recipe import Recipe
+from zskd_fast.config.recipe_files import changed, load_recipe
 from zskd_fast.errors import InputError
-from zskd_fast.real_data.evaluation import load_test_set
-from zskd_fast.real_data.images import LabelledImages, load_folder
-from zskd_fast.repro.methods import REAL, Task, run_way
-from zskd_fast.repro.results import Outcome, read_table, upsert
+from zskd_fast.models.user_models import load_classifier
+from zskd_fast.real_data.evaluation import accuracy, load_test_set
+from zskd_fast.real_data.image_sets import LabelledImages, load_folder
+from zskd_fast.repro.methods import REAL, Task, run_method
+from zskd_fast.repro.probe import Probe
+from zskd_fast.repro.results import Outcome, change_text, read_outcomes, upsert
 from zskd_fast.repro.setups import SETUPS
-from zskd_fast.run.pipeline import load_teacher
-
-__all__ = ["Order", "repeat"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Order:
-    """What to repeat, and where to put it."""
+    """What to repeat, and where to write it."""
 
-    name: str
+    setup: str
     """Name of a setup."""
-    recipe: Recipe
-    ways: Sequence[str]
+    methods: Sequence[str]
     seeds: Sequence[int]
-    data: Path | None
-    """Folder of the real data; None takes the setup's own test split and no training split."""
     out: Path
+    """Folder of the runs: a run that is finished in it is not repeated."""
     results: Path
-    """The CSV file of outcomes."""
+    """The results table."""
+    data: Path | None = None
+    """Folder of the real data; None takes the setup's own test split and no training split."""
+    changes: Mapping[str, object] = field(default_factory=dict)
+    """Options that differ from the setup's recipe, by dotted name."""
+    probe_changes: Mapping[str, object] | None = None
+    """If given, agreement is measured on one probe for all seeds: seed 0 of the recipe with these changes."""
 
 
 def repeat(order: Order, device: torch.device) -> list[Outcome]:
-    """Runs the ways for each seed; what the folder ``out`` holds already is not done again.
+    """Run the methods for each seed.
 
-    Raises InputError before anything is made if the data are not there or a way cannot be taken.
+    Raises InputError before any run if data is missing or a method cannot be used.
     """
-    setup = SETUPS[order.name]
+    setup = SETUPS[order.setup]
+    recipe, changes = load_recipe(setup.recipe), {**setup.changes, **order.changes}
     training = _training_split(order)
-    test = load_test_set(order.data or setup.test_data, order.recipe.input)
-    teacher = load_teacher(setup.teacher, device)
-    done: list[Outcome] = []
-    for seed in order.seeds:
-        folder = order.out / f"seed-{seed}"
-        task = Task(order.name, setup, order.recipe, teacher, test, training, folder, seed, device)
-        done += _ways_of(task, order)
-    return done
+    test = load_test_set(order.data or setup.test_data, setup.input_spec)
+    teacher = load_classifier(setup.teacher, setup.input_spec, role="teacher", device=device)
+    probe = order.probe_changes
+    task = Task(
+        name=order.setup,
+        setup=setup,
+        recipe=changed(recipe, changes),
+        change=change_text(changes),
+        teacher=teacher,
+        teacher_accuracy=accuracy(teacher, test.inputs, test.labels),
+        test=test,
+        training=training,
+        fixed_probe=None if probe is None else Probe(teacher, changed(recipe, probe), seed=0),
+        folder=order.out,
+        seed=0,
+    )
+    of_seeds = [replace(task, seed=seed, folder=order.out / f"seed-{seed}") for seed in order.seeds]
+    return [outcome for task in of_seeds for outcome in _run_methods(task, order)]
 
 
 def _training_split(order: Order) -> LabelledImages | None:
-    wanted = [way for way in order.ways if way in REAL]
+    wanted = [method for method in order.methods if method in REAL]
     if not wanted:
         return None
-    setup = SETUPS[order.name]
+    setup = SETUPS[order.setup]
     try:
         return load_folder(order.data or setup.test_data, "train")
     except InputError as error:
         raise InputError(
             f"{', '.join(wanted)} need the training split of {setup.data_set} ({error}); "
-            "give its folder as --data, or leave them out of --ways"
+            "give its folder as --data, or leave them out of --methods"
         ) from error
 
 
-def _ways_of(task: Task, order: Order) -> list[Outcome]:
+def _run_methods(task: Task, order: Order) -> list[Outcome]:
     file = task.folder / "outcomes.csv"
-    known = {outcome.way: outcome for outcome in read_table(file, Outcome)}
-    for way in order.ways:
-        if way not in known:
-            known[way] = run_way(way, task, known.get("zskd"))
-            upsert(file, [known[way]])
-        upsert(order.results, [known[way]])
-    return [known[way] for way in order.ways]
+    known = {outcome.method: outcome for outcome in read_outcomes(file)}
+    for method in order.methods:
+        if method not in known:
+            known[method] = run_method(method, task, known.get("zskd"))
+            upsert(file, [known[method]])
+        upsert(order.results, [known[method]])
+    return [known[method] for method in order.methods]

@@ -1,96 +1,97 @@
-"""The outcomes as a Markdown table: mean and standard deviation over the seeds, beside what others published."""
+"""The outcomes as a Markdown table: mean and standard deviation over the seeds, beside the published figures."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from zskd_fast.repro.methods import WAYS
+from zskd_fast.repro.methods import METHODS
 from zskd_fast.repro.results import Outcome
 from zskd_fast.repro.setups import PAPER, SETUPS, Published
 
-__all__ = ["accuracy_table"]
-
-_HEADER = (
-    "data",
-    "student from",
-    "accuracy %",
-    "agreement %",
-    "impressions",
-    "image-steps",
-    "seconds",
-    "seeds",
-)
+_HEADS = ["data", "student from", "accuracy %", "agreement %", "impressions", "image-steps", "seconds", "seeds"]
 
 
-def accuracy_table(outcomes: Iterable[Outcome]) -> str:
-    """One row per setup, recipe and way, then one per published figure; agreement is that on held-out impressions.
+def accuracy_table(outcomes: Iterable[Outcome], *, published: bool = True) -> str:
+    """Return one row per setup, recipe and method; agreement is on held-out impressions.
 
-    Below it, how many of the paper's image-steps were needed.
+    ``published`` adds a row per published figure and, below the table, the paper's image-steps over those of a recipe.
     """
-    lines, costs = [_line(_HEADER), _line(["---"] * len(_HEADER))], []
+    lines, costs = [], []
     groups = _groups(outcomes)
-    for data_set in sorted({SETUPS[setup].data_set for setup, _, _ in groups}):
-        published: dict[str, Published] = {}
-        for (setup, recipe, way), group in groups.items():
-            if SETUPS[setup].data_set == data_set:
-                lines.append(_line(_cells(data_set, f"{recipe}: {WAYS[way]}", group)))
-                published |= SETUPS[setup].published
-                costs += [_cost(data_set, recipe, published[PAPER], group)] if way == "zskd" else []
-        lines += [_line(_published_cells(data_set, who, figure)) for who, figure in published.items()]
-    return "\n".join([*lines, "", *costs])
+    for data_set in sorted({SETUPS[group[0].setup].data_set for group in groups}):
+        figures: dict[str, Published] = {}
+        for group in groups:
+            setup = SETUPS[group[0].setup]
+            if setup.data_set == data_set:
+                lines.append(_cells(data_set, group))
+                figures |= setup.published if published else {}
+                if published and group[0].method == "zskd" and group[0].image_steps:
+                    costs.append(_cost(data_set, setup.published[PAPER], group))
+        lines += [_published_cells(data_set, source, figure) for source, figure in figures.items()]
+    return "\n".join([markdown(_HEADS, lines), *([""] if costs else []), *costs])
 
 
-def _groups(outcomes):
-    """Outcomes by setup, recipe and way; the ways in the order in which they are described."""
-    order = list(WAYS)
-    groups: dict[tuple[str, str, str], list[Outcome]] = {}
-    for outcome in sorted(
-        outcomes, key=lambda each: (each.setup, each.recipe, order.index(each.way), each.seed)
-    ):
-        groups.setdefault((outcome.setup, outcome.recipe, outcome.way), []).append(outcome)
-    return groups
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in [heads, ["---"] * len(heads), *rows])
 
 
-def _cells(data_set, name, group):
-    agreement = [outcome.agreement_impressions for outcome in group]
+def _mean_and_deviation(shares: Sequence[float | None]) -> str:
+    """Return mean ± standard deviation of shares in percent; "" if one of them is None."""
+    known = [share for share in shares if share is not None]
+    if len(known) < len(shares):
+        return ""
+    mean = f"{100 * statistics.fmean(known):.2f}"
+    return mean if len(known) == 1 else f"{mean} ± {100 * statistics.stdev(known):.2f}"
+
+
+def _groups(outcomes: Iterable[Outcome]) -> list[list[Outcome]]:
+    """Outcomes by setup, recipe and method, in the order of `METHODS`; longer numbers in a change come later."""
+    order = list(METHODS)
+    groups: dict[tuple[str | int, ...], list[Outcome]] = {}
+    for each in outcomes:
+        key = (each.setup, each.recipe, len(each.change), each.change, order.index(each.method))
+        groups.setdefault(key, []).append(each)
+    return [groups[key] for key in sorted(groups)]
+
+
+def _recipe(outcome: Outcome) -> str:
+    return f"{outcome.recipe} with {outcome.change}" if outcome.change else outcome.recipe
+
+
+def _cells(data_set: str, group: list[Outcome]) -> list[str]:
     return [
         data_set,
-        name,
+        f"{_recipe(group[0])}: {METHODS[group[0].method]}",
         _mean_and_deviation([outcome.student_accuracy for outcome in group]),
-        "" if None in agreement else _mean_and_deviation(agreement),
-        _count(statistics.fmean(outcome.impressions for outcome in group)),
-        _count(statistics.fmean(outcome.image_steps for outcome in group)),
+        _mean_and_deviation([outcome.agreement_impressions for outcome in group]),
+        _count(group[0].impressions),
+        _count(group[0].image_steps),
         f"{statistics.fmean(outcome.seconds for outcome in group):,.0f}",
         str(len(group)),
     ]
 
 
-def _published_cells(data_set, who, figure):
-    counts = ["" if count is None else _count(count) for count in (figure.impressions, figure.image_steps)]
-    return [data_set, who, f"{figure.accuracy:.2f}", "", *counts, "", ""]
+def _published_cells(data_set: str, source: str, figure: Published) -> list[str]:
+    counts = [_count(figure.impressions), _count(figure.image_steps)]
+    return [data_set, source, f"{figure.accuracy:.2f}", "", *counts, "", ""]
 
 
-def _cost(data_set, recipe, paper, group):
+def _cost(data_set: str, paper: Published, group: list[Outcome]) -> str:
+    assert paper.image_steps and group[0].image_steps
     times = paper.image_steps / group[0].image_steps
     seconds = statistics.fmean(outcome.synthesis_seconds for outcome in group)
     return (
-        f"- {data_set}: the paper's {_count(paper.image_steps)} image-steps are {times:,.3g} times those of {recipe}, "
-        f"and at its rate would take {times * seconds:,.0f} s of synthesis, not {seconds:,.0f}."
+        f"- {data_set}: the paper's {_count(paper.image_steps)} image-steps are {times:,.3g} times those of "
+        f"{_recipe(group[0])} and would take {times * seconds:,.0f} s of synthesis at its rate, not {seconds:,.0f} s."
     )
 
 
-def _mean_and_deviation(shares):
-    mean = 100 * statistics.fmean(shares)
-    return f"{mean:.2f}" if len(shares) == 1 else f"{mean:.2f} ± {100 * statistics.stdev(shares):.2f}"
-
-
-def _count(number):
+def _count(number: float | None) -> str:
+    if number is None:
+        return ""
     if number < 1e6:
         return f"{number:,.0f}"
     return f"{number / 1e6:.{max(0, 2 - math.floor(math.log10(number / 1e6)))}f} million"
-
-
-def _line(cells):
-    return "| " + " | ".join(cells) + " |"

@@ -1,14 +1,12 @@
-"""The few lines that a finished run prints."""
+"""The summary that a finished run prints."""
 
 from __future__ import annotations
 
 from zskd_fast.run.run_folder import RunFolder
 
-__all__ = ["print_run"]
-
 
 def print_run(run: RunFolder) -> None:
-    """Print accuracies, impressions per second, seconds per phase, peak memory and where the student is."""
+    """Print accuracies, impressions per second, seconds per phase, peak memory and the path of the student."""
     record = run.record
     for role in ("teacher", "student"):
         _line(role, f"{record.names[role]}, {record.parameters[role]:,} parameters{_accuracy(run, role)}")

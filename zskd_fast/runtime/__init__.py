@@ -1,1 +1,1 @@
-"""Processes, threads, seeds, files, locks, timing, CUDA graphs: what the driver needs from the machine."""
+"""Processes, threads, seeds, files, locks, timing, CUDA graphs, progress bars and the environment of a run."""

@@ -1,4 +1,4 @@
-"""A step of the driver as a CUDA graph: captured once, then started by a single launch."""
+"""Capture of a repeated step as a CUDA graph, which is then started by a single launch."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -7,21 +7,21 @@ import torch
 
 from zskd_fast.runtime.timing import PhaseTimer
 
-Step = Callable[[float | torch.Tensor, float | torch.Tensor], None]
+Step = Callable[[int | torch.Tensor, float | torch.Tensor], None]
 
 WORTH_CAPTURING = 20
-"""Steps from which on a capture, which costs some steps itself, pays."""
+"""Number of steps from which a capture pays; the capture itself costs some steps."""
 
-_WARM_UPS = 3  # libraries choose their kernels and take their memory before the capture, which allows neither
+_WARM_UPS = 3  # libraries choose kernels and allocate memory in their first calls; a capture allows neither
 
 
 def captured(step: Step, changed: Sequence[torch.Tensor], timer: PhaseTimer) -> Step:
-    """The same step as a graph: ``step(number, rate)`` replays it with new values of both.
+    """Return the step as a CUDA graph: ``step(number, rate)`` replays it with new values of both.
 
-    ``changed`` are the tensors on one CUDA device that the step changes in place; they come back as they were. Nothing
-    in the step may wait for the device, and all that it reads must stay where it is. A step that cannot be captured,
-    because the teacher waits for the device or branches on a result, say, comes back itself, with a warning. ``timer``
-    has the replays as the phase "captured step".
+    ``changed`` are the tensors, all on one CUDA device, that the step changes in place; the capture restores them.
+    Nothing in the step may synchronize with the device, and the memory that it reads must not move. If the step
+    cannot be captured, for instance because the teacher synchronizes or branches on a result, warn and return the
+    step unchanged. ``timer`` counts the replays as the phase "captured step".
     """
     before = [tensor.clone() for tensor in changed]
     arguments = torch.ones(2, dtype=torch.float64, device=changed[0].device)
@@ -39,7 +39,7 @@ def captured(step: Step, changed: Sequence[torch.Tensor], timer: PhaseTimer) -> 
         for tensor, value in zip(changed, before, strict=True):
             tensor.copy_(value)
 
-    def replay(number, rate):
+    def replay(number: int | torch.Tensor, rate: float | torch.Tensor) -> None:
         with timer("captured step"):
             arguments[0].fill_(number)
             arguments[1].fill_(rate)
@@ -48,8 +48,8 @@ def captured(step: Step, changed: Sequence[torch.Tensor], timer: PhaseTimer) -> 
     return replay
 
 
-def _warm_up(step, arguments):
-    """Raises RuntimeError if the step waits for the device: here, since within a capture that would leave it open."""
+def _warm_up(step: Step, arguments: torch.Tensor) -> None:
+    """Run the step before its capture. Raises RuntimeError if it synchronizes, which would break the capture."""
     side, mode = torch.cuda.Stream(), torch.cuda.get_sync_debug_mode()
     side.wait_stream(torch.cuda.current_stream())
     try:

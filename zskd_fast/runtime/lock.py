@@ -1,4 +1,4 @@
-"""Locks between processes, on one machine or over a shared folder, that no dead process holds."""
+"""Locks between processes, on one machine or over a shared folder, that end when their process dies."""
 
 import contextlib
 import errno
@@ -17,12 +17,12 @@ _NOT_SUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 @contextlib.contextmanager
 def locked(path: Path, byte: int = 0, *, wait: bool = False) -> Iterator[bool]:
-    """Holds the lock on one byte of a file, which is made if it is not there and stays empty.
+    """Hold the lock on one byte of a file while the context is active; the file is created if needed and stays empty.
 
-    Gives False, without the lock, if another holder has it and ``wait`` is not set. The kernel lets go of the
-    lock when its holder dies. It is an open file description lock, a kind that excludes threads too and that
-    no other file handle of the process drops; children that were forked meanwhile keep it. Over NFS it works
-    where byte-range locks do. Raises InputError if the file system has no locks.
+    Yields True with the lock. Yields False, without it, if another holder has it and ``wait`` is not set. This is an
+    open file description lock: it excludes threads too, no other handle of the process on the file releases it, and
+    the kernel releases it when its holder dies. Children that are forked while it is held keep it. Over NFS it works
+    where byte-range locks work. Raises InputError if the file system has no locks.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
@@ -31,8 +31,8 @@ def locked(path: Path, byte: int = 0, *, wait: bool = False) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def _acquire(descriptor, byte, wait, path):
-    # struct flock: type, whence, start, length and process, which must be 0.
+def _acquire(descriptor: int, byte: int, wait: bool, path: Path) -> bool:
+    # struct flock: type, whence, start, length and process id, which must be 0.
     request = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
     try:
         fcntl.fcntl(descriptor, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, request)

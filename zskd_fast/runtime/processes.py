@@ -1,9 +1,8 @@
-"""Several processes that work together, on one machine or many, started by torchrun or anything like it."""
+"""Cooperating processes, on one machine or many, started by torchrun or a similar launcher."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,10 +10,8 @@ from typing import TypeVar
 
 import torch
 from torch import distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
 from zskd_fast.errors import InputError
-from zskd_fast.models.classifier import Classifier
 
 _T = TypeVar("_T")
 _VARIABLES = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
@@ -22,28 +19,28 @@ _VARIABLES = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
 
 @dataclass(frozen=True)
 class World:
-    """Which of how many processes this one is."""
+    """The place of this process among the cooperating processes."""
 
     rank: int = 0
     """From 0 to size - 1."""
     size: int = 1
     """Number of processes."""
     local_rank: int = 0
-    """The same as rank, but counted on this machine alone."""
+    """Rank among the processes of this machine."""
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes what is written once."""
+        """Whether this process is the one that writes shared files and prints."""
         return self.rank == 0
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sum over all processes, in place."""
+        """Return the sum of a tensor over all processes, computed in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def from_first(self, value: _T, device: torch.device) -> _T:
-        """What the first process gives, in all of them."""
+        """Return the first process's value in every process."""
         values = [value]
         if self.size > 1:
             dist.broadcast_object_list(values, device=device)
@@ -51,40 +48,41 @@ class World:
 
 
 def launched() -> World:
-    """This process by RANK, WORLD_SIZE and LOCAL_RANK in the environment, as torchrun sets them.
+    """Return this process as RANK, WORLD_SIZE and LOCAL_RANK in the environment describe it (torchrun sets them).
 
-    One process alone without them. Raises InputError if they make no sense.
+    Without them, one process alone. Raises InputError if they contradict each other or are no integers.
     """
     given = [os.environ.get(name, default) for name, default in _VARIABLES.items()]
-    try:
+    with contextlib.suppress(ValueError):
         world = World(*map(int, given))
-    except ValueError:
-        world = None
-    if world is None or not 0 <= world.rank < world.size or world.local_rank < 0:
-        shown = ", ".join(f"{name}={value}" for name, value in zip(_VARIABLES, given, strict=True))
-        raise InputError(f"the environment names no process among others: {shown}")
-    return world
+        if 0 <= world.rank < world.size and world.local_rank >= 0:
+            return world
+    shown = ", ".join(f"{name}={value}" for name, value in zip(_VARIABLES, given, strict=True))
+    raise InputError(f"the environment must give 0 <= RANK < WORLD_SIZE and LOCAL_RANK >= 0, got {shown}")
 
 
 def joined() -> World:
-    """This process in torch's process group; one process alone if there is none."""
+    """Return this process's place in torch's process group; one process alone if there is no group."""
     if not (dist.is_available() and dist.is_initialized()):
         return World()
     return World(dist.get_rank(), dist.get_world_size())
 
 
 def require_alone(command: str) -> None:
-    """Raises InputError if the command was started as one of several processes but is made for one."""
+    """Raise InputError if a command that is made for one process was started as one of several."""
     size = launched().size
     if size > 1:
         raise InputError(
-            f"{command} works in one process, got WORLD_SIZE={size}; several share synthesize and distill"
+            f"{command} works in one process, got WORLD_SIZE={size}; only synthesize and distill can use several"
         )
 
 
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[World]:
-    """Joins the launched processes meanwhile: by NCCL on CUDA devices, by gloo on CPUs; nothing for one alone."""
+    """Join the launched processes while the context is active: NCCL on CUDA devices, gloo on CPUs.
+
+    Does nothing for one process alone.
+    """
     if launched().size == 1:
         yield World()
         return
@@ -93,12 +91,3 @@ def process_group(device: torch.device) -> Iterator[World]:
         yield joined()
     finally:
         dist.destroy_process_group()
-
-
-def replicated(student: Classifier, world: World) -> Classifier:
-    """The student with gradients that are averaged over all processes, which start from the first's weights."""
-    if world.size == 1:
-        return student
-    shared = copy.copy(student)
-    shared.model = DistributedDataParallel(student.model)
-    return shared

@@ -1,4 +1,6 @@
-"""Numbers of the random streams, one per purpose, so that no two purposes ever share a draw."""
+"""The seed of a run and the numbers of its random streams: one per purpose, so that no two purposes share a draw."""
+
+from zskd_fast.errors import InputError
 
 START_NOISE = 1
 EPOCH_ORDER = 2
@@ -8,3 +10,9 @@ MIX = 5
 NOISE_SIGMA = 6
 NOISE = 7
 FRESH_NOISE = 8
+
+
+def check_seed(seed: int) -> None:
+    """Raise InputError unless the seed is an integer from 0 to 2^63 - 1."""
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        raise InputError(f"the seed must be an integer from 0 to 2^63 - 1, got {seed!r}")

@@ -1,4 +1,4 @@
-"""Work of which each piece is too small for all cores of a CPU, done by a thread for each."""
+"""Threads for work whose items are too small to use all CPU cores one at a time."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -10,13 +10,11 @@ import torch
 _T = TypeVar("_T")
 
 
-def side_by_side(
-    work: Callable[[_T], object], items: Sequence[_T], workers: int, stop: threading.Event
-) -> None:
-    """Calls ``work`` for every item from ``workers`` threads at once, which share torch's threads among them.
+def run_in_threads(work: Callable[[_T], object], items: Sequence[_T], workers: int, stop: threading.Event) -> None:
+    """Call ``work`` on every item, from ``workers`` threads at once, which divide torch's threads among them.
 
-    If a call raises, or the caller is interrupted, ``stop`` is set, on which the other calls should end; when they
-    have, the exception goes on.
+    If a call raises or the caller is interrupted, set ``stop``, which should make the other calls return early; wait
+    for them, then raise the exception again. Items that have not begun are dropped.
     """
     if workers == 1:
         for item in items:
@@ -25,7 +23,7 @@ def side_by_side(
     threads = torch.get_num_threads()
     share = max(1, threads // workers)
     try:
-        # torch counts threads for each thread that calls it.
+        # torch.set_num_threads applies to the thread that calls it.
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,)) as pool:
             try:
                 for done in as_completed([pool.submit(work, item) for item in items]):
@@ -35,5 +33,5 @@ def side_by_side(
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     finally:
-        # Threads that start later take the number that was set last.
+        # Threads that start later inherit the number that was set last.
         torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""A store as a dataset of torch: rows are read where they lie, and shuffled without reading them all."""
+"""A store as a torch dataset: rows are read from the mapped shards, and can be shuffled without reading all of them."""
 
 import hashlib
 from collections import OrderedDict
@@ -10,21 +10,22 @@ from safetensors import SafetensorError, safe_open
 from torch.utils.data import Dataset, Sampler
 
 from zskd_fast.errors import InputError
-from zskd_fast.store.store import Store, shard_name
+from zskd_fast.store.manifest import shard_name
+from zskd_fast.store.store import Store
 
 _OPEN_SHARDS = 8
 
 
-class ImpressionDataset(Dataset):
-    """The impressions of a finished store, by their id: item i is a dict of the columns of impression i.
+class ImpressionDataset(Dataset[dict[str, torch.Tensor]]):
+    """The impressions of a finished store: item i is a dict of the columns of the impression with id i.
 
-    ``columns`` are the columns to give, as they are called in the files: by default x [*shape] float32 (whatever
-    the store keeps it in), target [K] float32, teacher_logits [K] float32, id, class and steps int64, beta and loss
-    float32 (all of them). A shard is mapped into memory when a row of it is first wanted, at most 8 at a time; with
-    ``verify`` it is hashed then, once per process. The dataset can be pickled into the workers of a DataLoader.
+    ``columns`` are the columns to return, named as in the files; by default all: x [*shape] float32 (whatever type the
+    store keeps), target [K] float32, teacher_logits [K] float32, id, class and steps int64, beta and loss float32. A
+    shard is mapped when a row of it is first read, at most 8 at a time; with ``verify`` it is hashed then, once per
+    process. The dataset can be pickled into the workers of a DataLoader.
 
-    Raises InputError if the folder holds no finished store or a column is unknown, and, when a row is wanted, if
-    its shard is not as it was written.
+    Raises InputError if the folder holds no finished store or a column is unknown, and, when a row is read, if its
+    shard was changed.
     """
 
     def __init__(self, folder: str | Path, *, columns: Sequence[str] | None = None, verify: bool = True):
@@ -52,7 +53,7 @@ class ImpressionDataset(Dataset):
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_open": OrderedDict()}
 
-    def _shard(self, shard):
+    def _shard(self, shard: int) -> safe_open:
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
@@ -60,7 +61,7 @@ class ImpressionDataset(Dataset):
         if self.verify and shard not in self._verified:
             fault = self.store.fault(shard)
             if fault:
-                raise InputError(f"{path} {fault}; run the synthesis again, which makes this shard anew")
+                raise InputError(f"{path} {fault}; run the synthesis again, which makes the shard again")
             self._verified.add(shard)
         try:
             self._open[shard] = safe_open(path, framework="pt")
@@ -71,17 +72,17 @@ class ImpressionDataset(Dataset):
         return self._open[shard]
 
 
-def _copy(value):
-    """A copy, as views into the mapped file would keep all of it open; x comes as float32 from 16 bits too."""
+def _copy(value: torch.Tensor) -> torch.Tensor:
+    """Return a copy, since a view would keep the whole file mapped; x becomes float32 from 16 bits too."""
     return value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
 
 
 class ShardShuffle(Sampler[int]):
-    """Every id of a dataset once, in an order that keeps few shards open at a time.
+    """Yield every id of a dataset once, in an order that keeps few shards open at a time.
 
-    The shards are shuffled, and then the rows of each ``together`` shards that follow one another. The order
-    depends on (seed, epoch, together) alone; ``set_epoch`` before each epoch gives another. ``together`` of
-    8 or fewer keeps within the shards that a dataset holds open.
+    The shards are shuffled, and then the rows of each group of ``together`` consecutive shards. The order depends on
+    (seed, epoch, together) only; call ``set_epoch`` before each epoch for another one. With ``together`` of 8 or fewer
+    no shard is mapped twice.
     """
 
     def __init__(self, dataset: ImpressionDataset, *, seed: int, together: int = 8):
@@ -93,7 +94,7 @@ class ShardShuffle(Sampler[int]):
         self.together = together
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the order of the epoch to come."""
+        """Choose the order of the next epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:

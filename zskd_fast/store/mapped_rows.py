@@ -1,4 +1,4 @@
-"""A column of a store whose rows are read where they lie, so that a store may be larger than memory."""
+"""A column of a store whose rows are read from the mapped files, so that a store may be larger than memory."""
 
 import json
 
@@ -8,18 +8,19 @@ from safetensors import SafetensorError, safe_open
 
 from zskd_fast.errors import InputError
 from zskd_fast.runtime.files import sha256
-from zskd_fast.store.store import Store, shard_name
+from zskd_fast.store.manifest import shard_name
+from zskd_fast.store.store import Store
 
 
 class MappedRows:
-    """One floating-point column of a finished store, [N, *shape] in the order of the ids, for ``Distiller.fit``.
+    """One floating-point column of a finished store, [N, *shape] in the order of the ids.
 
     ``rows[ids]`` with ids [n] int64 from 0 up copies these rows out of the mapped files: [n, *shape] float32 on the
-    device of the ids. Every shard stays mapped, which takes addresses but no open files, and memory only as long as
-    there is enough. Nothing is hashed here: see ``zskd_fast.verify.require_whole``. A file that somebody cuts short
-    meanwhile ends the process, as it does with any mapped file.
+    device of the ids. Every shard stays mapped; that takes addresses but no open files, and memory only while there is
+    enough. Nothing is hashed here: see ``zskd_fast.store.verify.require_whole``. If a file is cut short in the
+    meantime, the process ends, as with any mapped file.
 
-    Raises InputError that names the shard if one is not there, cannot be mapped or has no such column.
+    Raises InputError that names the shard if one is missing, cannot be mapped or has no such column.
     """
 
     def __init__(self, store: Store, column: str):
@@ -27,27 +28,27 @@ class MappedRows:
         self._shard_size = store.shard_size
         self._shards = [_mapped(store, shard, column) for shard in range(store.num_shards)]
         self.shape = torch.Size([store.num_impressions, *self._shards[0].shape[1:]])
-        # Bytes in numpy: picking rows one by one takes torch more than twice as long, and numpy has no bfloat16.
+        # Bytes in numpy: torch takes more than twice as long to pick single rows, and numpy has no bfloat16.
         self._bytes = [shard.reshape(len(shard), -1).view(torch.uint8).numpy() for shard in self._shards]
-        listed = [store.manifest["shards"][shard_name(shard)]["sha256"] for shard in range(store.num_shards)]
-        self.sha256 = sha256(json.dumps([column, *listed]).encode())
-        """Of the manifest's SHA-256 of each shard: another store has another one."""
+        hashes = [store.manifest.shards[shard_name(shard)].sha256 for shard in range(store.num_shards)]
+        self.sha256 = sha256(json.dumps([column, *hashes]).encode())
+        """Of the column's name and the hash of each shard in the manifest."""
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, ids: torch.Tensor) -> torch.Tensor:
         picked = np.empty((len(ids), self._bytes[0].shape[1]), np.uint8)
-        for place, row in enumerate(ids.tolist()):
-            shard, offset = divmod(row, self._shard_size)
-            picked[place] = self._bytes[shard][offset]
+        for row, impression in enumerate(ids.tolist()):
+            shard, offset = divmod(impression, self._shard_size)
+            picked[row] = self._bytes[shard][offset]
         values = torch.from_numpy(picked).view(self._shards[0].dtype).reshape(-1, *self.shape[1:])
         return values.to(ids.device, torch.float32)
 
     def to(self, device: torch.device) -> "torch.Tensor | MappedRows":
-        """All rows on a GPU if they take at most half of the memory that is free there, otherwise these.
+        """Return all rows as a tensor on a GPU if they take at most half of its free memory, otherwise these rows.
 
-        On a CPU the rows stay where they are: what is read often is in memory anyway.
+        On a CPU the rows stay mapped: rows that are read often are in memory anyway.
         """
         if 4 * self.shape.numel() > _free_bytes(device) // 2:
             return self
@@ -57,7 +58,7 @@ class MappedRows:
         return whole
 
 
-def _mapped(store, shard, column):
+def _mapped(store: Store, shard: int, column: str) -> torch.Tensor:
     path = store.folder / shard_name(shard)
     try:
         with safe_open(path, framework="pt") as file:
@@ -66,5 +67,5 @@ def _mapped(store, shard, column):
         raise InputError(f"{path} cannot be mapped as a shard of impressions: {error}") from error
 
 
-def _free_bytes(device):
+def _free_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0

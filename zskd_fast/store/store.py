@@ -1,18 +1,17 @@
-"""The store: a folder of shards of impressions and a manifest that vouches for each of them.
+"""The store: a folder of shards of impressions, and a manifest with the hash of each.
 
-Shard s holds the ids [s*S, (s+1)*S). Every file is written under a temporary name and renamed when whole, the
-manifest after the shard that it lists, so that a run may be killed at any moment: a shard that the manifest
-does not list is made again, and since nothing in the files depends on when, where or in how many goes they
-were made, the resumed store is byte for byte that of an uninterrupted run.
+Shard s holds the ids [s*S, (s+1)*S). Every file is written under a temporary name and renamed when it is whole, and the
+manifest is written after the shard that it lists. So a run may be killed at any moment: a shard that the manifest does
+not list is made again. Nothing in the files depends on when, where or after how many interruptions they were made, so
+the resumed store is byte for byte that of an uninterrupted run.
 
-Any number of processes may fill a store: each claims the shard that it makes, and adds it to the manifest
-under a lock. The file of the locks stays empty and tells nothing.
+Any number of processes may fill a store: each claims the shard that it makes, and adds it to the manifest under a lock.
+The lock file stays empty.
 """
 
+from __future__ import annotations
+
 import contextlib
-import copy
-import json
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,95 +19,98 @@ import torch
 from safetensors import SafetensorError
 from safetensors import torch as safetensors
 
-from zskd_fast.config.identity import differences
+from zskd_fast.config.identity import ImpressionIdentity
+from zskd_fast.config.serialization import differences, to_plain
 from zskd_fast.errors import InputError
 from zskd_fast.runtime.files import TEMPORARY_SUFFIX, file_sha256, sha256, write_atomically
 from zskd_fast.runtime.lock import LOCK_NAME, locked
 from zskd_fast.store.impressions import Impressions
+from zskd_fast.store.manifest import MANIFEST, Manifest, ShardEntry, shard_name, software_versions
 
-MANIFEST = "manifest.json"
-FORMAT = 3
-_CHANGED = "is not what the manifest lists (its SHA-256 differs)"
+_CHANGED = "is not the file that was written (its SHA-256 differs)"
+_MISSING = "is missing or cut short"
+_MAKE_AGAIN = "run the synthesis again, which makes the shard again"
 Resume = Literal["auto", "never", "must"]
 # The byte of the lock file that stands for the manifest; a shard has the byte of its number.
 _MANIFEST_BYTE = 2**62
 _ROWS_COMPARED = 64
-# One entry only: safetensors writes several in no fixed order.
+# A single entry, since safetensors writes several in no fixed order.
 METADATA_KEY = "zskd_fast"
 
 
 class Store:
     """A folder of impressions, opened by ``Store.open`` or ``Store.open_or_create``.
 
-    It knows of what other processes have added since it was opened only after ``refresh``.
+    Shards that other processes add after it was opened are seen only after ``refresh``.
     """
 
-    def __init__(self, folder: Path, manifest: dict[str, Any]):
+    def __init__(self, folder: Path, manifest: Manifest):
         self.folder = folder
         self.manifest = manifest
 
     @classmethod
-    def open(cls, folder: str | Path) -> "Store":
-        """Opens a store to read it. Raises InputError if the folder holds none or its manifest is damaged."""
+    def open(cls, folder: str | Path) -> Store:
+        """Open a store for reading. Raises InputError if the folder holds none or its manifest is damaged."""
         folder = Path(folder)
-        return cls(folder, _read_manifest(folder / MANIFEST))
+        return cls(folder, Manifest.read(folder))
 
     @classmethod
     def open_or_create(
-        cls, folder: str | Path, fingerprint: dict[str, Any], *, resume: Resume = "auto"
-    ) -> "Store":
-        """Opens the store of this run, or makes an empty one.
+        cls,
+        folder: str | Path,
+        identity: ImpressionIdentity,
+        *,
+        impressions: int,
+        shard_size: int,
+        resume: Resume = "auto",
+    ) -> Store:
+        """Open the store of this run, or make an empty one.
 
-        ``fingerprint`` is that of the synthesizer. A store of the same run with fewer impressions is extended
-        and keeps its whole shards. ``resume`` "never" refuses a store that is there, "must" one that is not.
+        A store of the same identity with fewer impressions is extended and keeps its full shards. ``resume`` "never"
+        refuses a store that exists, "must" one that does not.
 
-        Raises InputError if ``resume`` refuses, or if the folder cannot be written, holds something else, or
-        holds a store of another run: then the message has one line per differing key.
+        Raises InputError if ``resume`` refuses, or if the folder cannot be written, holds something else, or holds the
+        store of another run; then the message has one line per differing field.
         """
         folder = Path(folder)
         _check_resume(folder, resume)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not (folder / MANIFEST).exists():
-                _refuse_foreign(folder)
+                _refuse_foreign_files(folder)
             with locked(folder / LOCK_NAME, _MANIFEST_BYTE, wait=True):
-                return cls._extended(folder, fingerprint)
+                if not (folder / MANIFEST).exists():
+                    Manifest(identity, impressions, shard_size, software_versions()).write(folder)
+                store = cls.open(folder)
+                store._grow(identity, impressions, shard_size)
+                return store
         except OSError as error:
             raise InputError(f"cannot write the store {folder}: {error}") from error
 
-    @classmethod
-    def _extended(cls, folder, fingerprint):
-        """The store in the folder, made or grown to the size of the fingerprint if need be."""
-        if not (folder / MANIFEST).exists():
-            store = cls(folder, _new_manifest(fingerprint))
-            store._write_manifest()
-            return store
-        store = cls.open(folder)
-        grown = store._grown(fingerprint["recipe"]["impressions"])
-        grown.check_fingerprint(fingerprint)
-        if grown.num_impressions != store.num_impressions:
-            grown._write_manifest()
-        return grown
+    @property
+    def identity(self) -> ImpressionIdentity:
+        """All that the impressions depend on, besides their ids."""
+        return self.manifest.identity
 
     @property
     def num_impressions(self) -> int:
-        """How many impressions the finished store holds."""
-        return self.manifest["fingerprint"]["recipe"]["impressions"]
+        """Number of impressions in the finished store."""
+        return self.manifest.impressions
 
     @property
     def shard_size(self) -> int:
-        """How many impressions a shard holds; the last one may hold fewer."""
-        return self.manifest["fingerprint"]["recipe"]["shard_size"]
-
-    @property
-    def x_dtype(self) -> torch.dtype:
-        """The type of x in the files; whoever reads them through this package is given float32."""
-        return getattr(torch, self.manifest["fingerprint"]["recipe"]["store_dtype"])
+        """Impressions per shard; the last shard may hold fewer."""
+        return self.manifest.shard_size
 
     @property
     def num_shards(self) -> int:
-        """How many shards the finished store holds."""
-        return -(-self.num_impressions // self.shard_size)
+        """Number of shards of the finished store."""
+        return self.manifest.num_shards
+
+    @property
+    def x_dtype(self) -> torch.dtype:
+        """Data type of x in the files; readers of this package return float32."""
+        return getattr(torch, self.identity.recipe.store_dtype)
 
     @property
     def is_complete(self) -> bool:
@@ -116,193 +118,141 @@ class Store:
         return not self.missing_shards()
 
     def shard_ids(self, shard: int) -> torch.Tensor:
-        """Ids of the impressions in a shard: [n] int64."""
+        """Return the ids of the impressions in a shard: [n] int64."""
         first = shard * self.shard_size
         return torch.arange(first, min(first + self.shard_size, self.num_impressions))
 
     def missing_shards(self) -> list[int]:
-        """Shards yet to be made: not in the manifest, or listed but gone from the disk or cut short."""
+        """Return the shards that are not in the manifest, or whose file is gone or cut short."""
         return [shard for shard in range(self.num_shards) if not self._is_there(shard)]
 
     def require_complete(self) -> None:
-        """Raises InputError that names the first shard that is missing or cut short, if there is one."""
+        """Raise InputError that names the first missing shard, if there is one."""
         missing = self.missing_shards()
         if missing:
-            path = self.folder / shard_name(missing[0])
-            raise InputError(f"{path} is missing or cut short; run the synthesis again")
+            raise InputError(f"{self.folder / shard_name(missing[0])} {_MISSING}; run the synthesis again")
 
     def refresh(self) -> None:
-        """Reads the manifest again, with what other processes have added. Raises InputError as ``open``."""
-        self.manifest = _read_manifest(self.folder / MANIFEST)
+        """Read the manifest again, with the shards of other processes. Raises InputError as ``open`` does."""
+        self.manifest = Manifest.read(self.folder)
 
-    def check_fingerprint(self, fingerprint: dict[str, Any]) -> None:
-        """Raises InputError with one line per differing key if the store belongs to another run.
+    def check_identity(self, identity: ImpressionIdentity) -> None:
+        """Raise InputError with one line per differing field if the store belongs to another run.
 
-        The versions of the software count too while shards are missing, so that no store is made by two of
-        them; a finished store is only read.
+        While shards are missing, the versions of the software count too, so that no store is made by two of them; a
+        finished store is only read.
         """
-        ours, theirs = {**fingerprint}, {**self.manifest["fingerprint"]}
-        if not self.is_complete:
-            ours["versions"], theirs["versions"] = _versions(), self.manifest["versions"]
-        lines = differences(ours, theirs, here="in this run", there="in the store")
-        if lines:
-            shown = "".join(f"\n  {line}" for line in lines)
-            raise InputError(f"the store {self.folder} belongs to another run; choose another folder:{shown}")
+        self._check_same(to_plain(identity), to_plain(self.identity))
 
     def claim(self, shard: int) -> contextlib.AbstractContextManager[bool]:
-        """Keeps other processes from making this shard meanwhile; gives False if one of them is at it.
+        """Keep other processes from making this shard; the context gives False if one of them is making it.
 
-        The claim of a process ends with it, however it dies.
+        The claim of a process ends with the process, however that ends.
         """
         return locked(self.folder / LOCK_NAME, shard)
 
     def write_shard(self, shard: int, impressions: Impressions) -> None:
-        """Writes one shard, then the manifest that lists it.
+        """Write one shard, then the manifest that lists it.
 
-        Raises InputError if the ids are not the shard's, or if ``x_dtype`` cannot hold x exactly: the logits beside
-        it would be those of other inputs. Raises OSError that names the file if it cannot be written.
+        Raises InputError if the ids are not those of the shard, or if ``x_dtype`` cannot hold x exactly, since the
+        stored logits would belong to other inputs. Raises OSError that names the file if it cannot be written.
         """
         self._check_ids(shard, impressions)
         columns = _columns(impressions, self.x_dtype)
-        data = safetensors.save(columns, {METADATA_KEY: self._shard_metadata(shard)})
+        data = safetensors.save(columns, {METADATA_KEY: self.manifest.shard_metadata(shard)})
         write_atomically(self.folder / shard_name(shard), data)
         with locked(self.folder / LOCK_NAME, _MANIFEST_BYTE, wait=True):
             self.refresh()
             self._check_ids(shard, impressions)  # the last shard has more ids if the store was extended
-            self.manifest["shards"][shard_name(shard)] = {"bytes": len(data), "sha256": sha256(data)}
-            self._write_manifest()
+            self.manifest = self.manifest.with_shard(shard, ShardEntry(len(data), sha256(data)))
+            self.manifest.write(self.folder)
 
     def fault(self, shard: int) -> str | None:
-        """What is wrong with a shard, in a few words, after hashing all of it; None if nothing is."""
+        """Hash a shard and return its fault in a few words; None if it has none."""
         if not self._is_there(shard):
-            return "is missing or cut short"
-        if file_sha256(self.folder / shard_name(shard)) != self._listed(shard)["sha256"]:
+            return _MISSING
+        entry = self.manifest.entry(shard)
+        if entry is None or file_sha256(self.folder / shard_name(shard)) != entry.sha256:
             return _CHANGED
         return None
 
     def read_shard(self, shard: int) -> Impressions:
-        """Reads one shard, on the CPU. Raises InputError that names it if it is missing or not as written."""
-        path = self.folder / shard_name(shard)
-        if not self._is_there(shard):
-            raise InputError(f"{path} is missing or cut short; run the synthesis again")
+        """Read one shard, on the CPU. Raises InputError that names it if it is missing or was changed."""
+        path, entry = self.folder / shard_name(shard), self.manifest.entry(shard)
+        if entry is None or not self._is_there(shard):
+            raise InputError(f"{path} {_MISSING}; run the synthesis again")
         data = path.read_bytes()  # hashed and read from the same bytes
-        if sha256(data) != self._listed(shard)["sha256"]:
-            raise InputError(f"{path} {_CHANGED}; run the synthesis again, which makes this shard anew")
+        if sha256(data) != entry.sha256:
+            raise InputError(f"{path} {_CHANGED}; {_MAKE_AGAIN}")
         try:
             return _from_columns(safetensors.load(data))
         except (SafetensorError, KeyError, TypeError) as error:
             raise InputError(f"{path} is no shard of impressions: {error}") from error
 
-    def read_all(self) -> Impressions:
-        """Reads every shard, on the CPU, in the order of the ids. Raises InputError if one is not there."""
-        return Impressions.concatenate([self.read_shard(shard) for shard in range(self.num_shards)])
+    def _is_there(self, shard: int) -> bool:
+        path, entry = self.folder / shard_name(shard), self.manifest.entry(shard)
+        return entry is not None and path.is_file() and path.stat().st_size == entry.bytes
 
-    def _listed(self, shard):
-        return self.manifest["shards"].get(shard_name(shard))
+    def _grow(self, identity: ImpressionIdentity, impressions: int, shard_size: int) -> None:
+        """Check that this store is the run's and, if it is asked for more impressions, extend it."""
+        grown = Store(self.folder, self.manifest.grown_to(impressions))
+        layout = {"impressions": impressions, "shard_size": shard_size}
+        theirs = {"impressions": grown.num_impressions, "shard_size": self.shard_size}
+        grown._check_same({**to_plain(identity), **layout}, {**to_plain(self.identity), **theirs})
+        if grown.manifest is not self.manifest:
+            self.manifest = grown.manifest
+            self.manifest.write(self.folder)
 
-    def _is_there(self, shard):
-        path, listed = self.folder / shard_name(shard), self._listed(shard)
-        return listed is not None and path.is_file() and path.stat().st_size == listed["bytes"]
+    def _check_same(self, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+        if not self.is_complete:
+            ours = {**ours, "versions": software_versions()}
+            theirs = {**theirs, "versions": self.manifest.versions}
+        lines = differences(ours, theirs, here="in this run", there="in the store")
+        if lines:
+            shown = "".join(f"\n  {line}" for line in lines)
+            raise InputError(f"the store {self.folder} belongs to another run; choose another folder:{shown}")
 
-    def _grown(self, count):
-        """This store with so many impressions, if those are more: all but the last, partial shard stay."""
-        if count <= self.num_impressions:
-            return self
-        manifest = copy.deepcopy(self.manifest)
-        manifest["fingerprint"]["recipe"]["impressions"] = count
-        if self.num_impressions % self.shard_size:
-            manifest["shards"].pop(shard_name(self.num_shards - 1), None)
-        return Store(self.folder, manifest)
-
-    def _check_ids(self, shard, impressions):
+    def _check_ids(self, shard: int, impressions: Impressions) -> None:
         if not torch.equal(impressions.id.cpu(), self.shard_ids(shard)):
             raise InputError(f"the impressions given are not those of shard {shard}")
 
-    def _shard_metadata(self, shard):
-        described = copy.deepcopy({key: self.manifest[key] for key in ("format", "fingerprint", "versions")})
-        # A shard is the same in a store of any size, so that a store can be extended.
-        del described["fingerprint"]["recipe"]["impressions"]
-        return json.dumps({**described, "shard": shard}, sort_keys=True)
 
-    def _write_manifest(self):
-        whole = {**self.manifest, "sha256": _manifest_sha256(self.manifest)}
-        text = json.dumps(whole, indent=2, sort_keys=True) + "\n"
-        write_atomically(self.folder / MANIFEST, text.encode())
-
-
-def shard_name(shard: int) -> str:
-    """File name of a shard."""
-    return f"shard-{shard:06d}.safetensors"
-
-
-def _columns(impressions, x_dtype):
+def _columns(impressions: Impressions, x_dtype: torch.dtype) -> dict[str, torch.Tensor]:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in impressions.tensors().items()}
     tensors["x"] = _exactly(tensors["x"], x_dtype)
     tensors["class"] = tensors.pop("class_index")
     return tensors
 
 
-def _exactly(x, dtype):
+def _exactly(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Convert x; raises InputError if that changes a value."""
     if x.dtype == dtype:
         return x
     kept = x.to(dtype)
-    # In parts: a whole shard in float32 once more would be the most memory that a run ever takes.
+    # In parts: another whole shard in float32 would raise the peak memory of a run.
     parts = zip(kept.split(_ROWS_COMPARED), x.split(_ROWS_COMPARED), strict=True)
     if not all(torch.equal(kept_part.to(x.dtype), part) for kept_part, part in parts):
-        raise InputError(
-            f"the store keeps x as {dtype}, which cannot hold the values given; round them first"
-        )
+        raise InputError(f"the store keeps x as {dtype}, which cannot hold the values given; round them first")
     return kept
 
 
-def _from_columns(columns):
+def _from_columns(columns: dict[str, torch.Tensor]) -> Impressions:
     columns["x"] = columns["x"].float()
     columns["class_index"] = columns.pop("class")
     return Impressions(**columns)
 
 
-def _new_manifest(fingerprint):
-    return {"format": FORMAT, "fingerprint": fingerprint, "versions": _versions(), "shards": {}}
-
-
-def _versions():
-    try:
-        own = metadata.version("zskd_fast")
-    except metadata.PackageNotFoundError:  # run from a checkout that is not installed
-        own = "not installed"
-    return {"torch": torch.__version__, "zskd_fast": own}
-
-
-def _manifest_sha256(manifest):
-    """Of all that the manifest says, however it is laid out."""
-    return sha256(json.dumps(manifest, sort_keys=True).encode())
-
-
-def _read_manifest(path):
-    try:
-        manifest = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path.parent} holds no store of impressions: it has no {MANIFEST}") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise InputError(f"{path} is not the manifest of a store of format {FORMAT}")
-    if manifest.pop("sha256", None) != _manifest_sha256(manifest):
-        raise InputError(f"{path} was changed after it was written (its SHA-256 differs); get it from a copy")
-    return manifest
-
-
-def _check_resume(folder, resume):
+def _check_resume(folder: Path, resume: str) -> None:
     if resume not in get_args(Resume):
         raise InputError(f"resume must be one of {', '.join(get_args(Resume))}, got {resume!r}")
-    there = (folder / MANIFEST).exists()
-    if resume == "never" and there:
+    exists = (folder / MANIFEST).exists()
+    if resume == "never" and exists:
         raise InputError(f'{folder} holds a store already, and resume is "never"; choose another folder')
-    if resume == "must" and not there:
-        raise InputError(f'{folder} holds no store to go on with, and resume is "must"')
+    if resume == "must" and not exists:
+        raise InputError(f'{folder} holds no store to resume, and resume is "must"')
 
 
-def _refuse_foreign(folder):
+def _refuse_foreign_files(folder: Path) -> None:
     names = (entry.name for entry in folder.iterdir() if not entry.name.endswith(TEMPORARY_SUFFIX))
     foreign = sorted(name for name in names if name != LOCK_NAME)
     if foreign:

@@ -1,1 +1,1 @@
-"""From a teacher to impressions: class similarity, plan, start noise, priors, the synthesizer, and the making of shards."""
+"""From a teacher to impressions: class similarity, plan, start noise, priors, synthesizer, making of shards."""

@@ -1,5 +1,5 @@
-// CUDA played on a CPU, as far as csrc/cuda uses it: g++ finds this header where nvcc finds the toolkit's own. Every
-// thread of a block is a fiber; see ../emulator.h for what is watched.
+// The part of CUDA that csrc/cuda uses, on a CPU. g++ includes this header where nvcc includes that of the toolkit.
+// Each thread of a block is a fiber; ../emulator.h lists the faults that are detected.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
-// One section for all of it, so that it can be poisoned before each block. Blocks run one after another.
+// One section for all shared memory, so that it can be filled with NaN before each block. Blocks run one by one.
 #define __shared__ __attribute__((section("emulated_shared")))
 
 struct uint3 {
@@ -57,7 +57,7 @@ inline void __syncwarp(unsigned mask = 0xFFFFFFFFu, SourceLine where = SourceLin
   emulator::exchange({"__syncwarp", mask, where}, 0, emulator::own_lane());
 }
 
-// A shuffle of `width` lanes stays within its segment; a source outside it gives a lane its own value.
+// A shuffle stays within its segment of `width` lanes. If the source is outside, a lane receives its own value.
 template <class T>
 T __shfl_sync(unsigned mask, T value, int source, int width = 32, SourceLine where = SourceLine::current()) {
   const int segment = emulator::own_lane() / width * width;
@@ -84,7 +84,7 @@ inline unsigned __ballot_sync(unsigned mask, int predicate, SourceLine where = S
   return emulator::ballot({"__ballot_sync", mask, where}, predicate != 0);
 }
 
-// Global memory: every access is counted.
+// Accesses to global memory; each one is counted.
 template <class T>
 T __ldca(const T* from) {
   emulator::count_load(from, sizeof(T));

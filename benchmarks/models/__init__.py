@@ -1,0 +1,1 @@
+"""Benchmarks of the teacher's forward and backward pass."""

@@ -1,0 +1,59 @@
+"""Calls that bypass torch's dispatcher, and calls that a profiler or a dispatch mode must see."""
+
+import importlib
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from zskd_fast import ops
+
+X = torch.rand(4, 6)
+Y = X.softmax(dim=1)
+IDS = torch.arange(4)
+CALLS = {
+    "soft_cross_entropy": lambda: ops.soft_cross_entropy(X, Y, 2.0),
+    "distillation_loss": lambda: ops.distillation_loss(X, Y, 2.0),
+    "dirichlet": lambda: ops.dirichlet(Y, IDS, seed=1),
+    "philox": lambda: ops.philox(IDS, 3, seed=1, stream=0),
+    "impression_update_": lambda: ops.impression_update_(X.clone(), Y, torch.zeros(4, 6), torch.zeros(4, 6), 1, lr=0.1),
+}
+
+
+class RecordNames(TorchDispatchMode):
+    """Records the names of the ops that it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_profiler_and_dispatch_mode_see_the_op_by_its_name(op):
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        CALLS[op]()
+    assert f"zskd_fast::{op}" in {event.key for event in profiler.key_averages()}
+    with RecordNames() as names:
+        CALLS[op]()
+    assert f"zskd_fast.{op}.default" in names.seen
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_eager_call_bypasses_the_dispatcher(op, monkeypatch):
+    module = importlib.import_module("zskd_fast.ops." + op.rstrip("_"))
+    monkeypatch.setattr(module, "_op", None)
+    CALLS[op]()
+
+
+def test_autograd_detects_the_update_of_a_saved_tensor():
+    x, moments = torch.rand(3, 2), torch.zeros(2, 3, 2)
+    weight = torch.ones(3, 2, requires_grad=True)
+    loss = (x * weight).sum()
+    ops.impression_update_(x, torch.ones(3, 2), *moments, 1, lr=0.1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

@@ -1,0 +1,83 @@
+"""The whole job in one call."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from zskd_fast.config.input_spec import InputSpec
+from zskd_fast.config.recipe import Recipe
+from zskd_fast.config.recipe_files import load_recipe
+from zskd_fast.models.classifier import Classifier, LogitsFn
+from zskd_fast.real_data.evaluation import TestSet
+from zskd_fast.run.job import Job, run_job
+from zskd_fast.run.run_folder import RunRecord
+
+
+def distill(
+    teacher: nn.Module,
+    student: nn.Module,
+    *,
+    input_shape: Sequence[int],
+    valid_range: Sequence[float] = (0.0, 1.0),
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    recipe: str | Path | Recipe = "fast",
+    impressions: int | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    layer: str | torch.Tensor | None = None,
+    logits_fn: LogitsFn | None = None,
+    student_logits_fn: LogitsFn | None = None,
+    test: TestSet | None = None,
+    progress: bool = True,
+) -> RunRecord:
+    """Train `student` in place from `teacher` alone, without data, and return the record of the run.
+
+    Both models are on one device and return logits [N, K]. The teacher stays unchanged.
+
+    Args:
+        input_shape: shape of one input without the batch axis, such as (3, 32, 32).
+        valid_range: lowest and highest raw value of an input, before normalization.
+        mean, std: normalization in front of both models, one value or one per channel; empty for none.
+        recipe: name of a recipe, a TOML file, or a Recipe.
+        impressions: number of impressions, in place of the recipe's.
+        steps: training steps of the student, in place of the recipe's.
+        seed: source of every random number; the same seed gives the same bits on the same machine.
+        out: folder of impressions, student, record and checkpoint. The same call continues an interrupted run there.
+            None uses a temporary folder, which is removed.
+        layer: name of the teacher's classifier layer, or its weights [K, D], if it cannot be found.
+        logits_fn, student_logits_fn: pick the logits out of what a model returns, if that is not one tensor.
+        test: real images on which accuracies are measured, for the record only.
+        progress: show progress bars.
+
+    Raises:
+        InputError: before any work, if a model, the recipe or the folder cannot be used; later, if an impression or the
+            loss becomes NaN.
+    """
+    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    synthesis, distillation = chosen.synthesis, chosen.distillation
+    if impressions is not None:
+        synthesis = replace(synthesis, impressions=impressions)
+    if steps is not None:
+        distillation = replace(distillation, steps=steps)
+    # InputSpec makes tuples of any sequences and refuses what is none.
+    given: dict[str, Any] = {"shape": input_shape, "valid_range": valid_range, "mean": mean, "std": std}
+    spec = InputSpec(**given)
+    with tempfile.TemporaryDirectory(prefix="zskd-") as temporary:
+        job = Job(
+            teacher=Classifier(teacher, spec, logits_fn=logits_fn),
+            student=Classifier(student, spec, role="student", logits_fn=student_logits_fn),
+            distillation=distillation,
+            out=Path(temporary if out is None else out),
+            seed=seed,
+            test=test,
+        )
+        return run_job(job, synthesis, layer=layer, progress=progress).record

@@ -1,0 +1,78 @@
+"""Making the shards of a store: each process makes its share, and a finished shard is kept."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from zskd_fast.runtime.processes import World
+from zskd_fast.runtime.progress import progress_bar
+from zskd_fast.store.store import Store
+from zskd_fast.synthesis.synthesizer import Synthesizer
+
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} [{elapsed}<{remaining}, {rate_fmt}]"
+
+
+@dataclass(frozen=True)
+class SynthesisSummary:
+    """The result of a call of ``synthesize``."""
+
+    made: int
+    """Impressions made by this call."""
+    reused: int
+    """Impressions found in the store; their shards were hashed."""
+    elsewhere: int
+    """Impressions in shards that another process was making."""
+    seconds: float
+    """Wall-clock time of the call."""
+    phase_seconds: dict[str, float]
+    """Wall-clock time per phase."""
+
+
+def synthesize(
+    synthesizer: Synthesizer, store: Store, *, world: World | None = None, progress: bool = True
+) -> SynthesisSummary:
+    """Make and write every shard that the store lacks or whose hash differs.
+
+    Of several processes, each makes the shards rank, rank + size and so on; the store does not depend on their number.
+    Every existing shard of the share is hashed once. A shard that another process is making is left to it. Raises
+    InputError if the store belongs to another run.
+    """
+    world = world or World()
+    store.check_identity(synthesizer.identity)
+    start = time.perf_counter()
+    share = range(world.rank, store.num_shards, world.size)
+    faulty = [shard for shard in share if store.fault(shard)]
+    count = {"made": 0, "reused": _size(store, share) - _size(store, faulty), "elsewhere": 0}
+    steps = max(synthesizer.recipe.steps, 1)
+    with progress_bar(
+        "impressions",
+        total=_size(store, share) * steps,
+        done=count["reused"] * steps,
+        unit="impression",
+        shown=progress and bool(faulty),
+        unit_scale=1 / steps,
+        bar_format=_BAR,
+    ) as bar:
+        for shard in faulty:
+            count[_make_shard(synthesizer, store, shard, bar)] += len(store.shard_ids(shard))
+    return SynthesisSummary(**count, seconds=time.perf_counter() - start, phase_seconds=dict(synthesizer.timer.seconds))
+
+
+def _make_shard(synthesizer: Synthesizer, store: Store, shard: int, bar: tqdm) -> str:
+    """Make a shard unless another process has made it ("reused") or is making it ("elsewhere")."""
+    with store.claim(shard) as claimed:
+        if not claimed:
+            return "elsewhere"
+        store.refresh()
+        if store.fault(shard) is None:
+            return "reused"
+        impressions = synthesizer.run(store.shard_ids(shard), progress=bar.update)
+        with synthesizer.timer("io"):
+            store.write_shard(shard, impressions)
+    return "made"
+
+
+def _size(store: Store, shards: Iterable[int]) -> int:
+    return sum(len(store.shard_ids(shard)) for shard in shards)
