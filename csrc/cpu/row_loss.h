@@ -71,21 +71,35 @@ struct RowLossKernel {
 
     A* e = scratch;
     A* f = scratch + classes;
-    A sum_e = 0, sum_f = 0, sum_dot = 0;
+    // Partial sums, which are added in a tree at the end: the error of a float32 sum in sequence grows with its length.
+    alignas(64) A sums_e[kLanes] = {}, sums_f[kLanes] = {}, sums_dot[kLanes] = {};
+    const auto add = [&](int64_t c, int l) {
+      const math::RowTerm<A> term = this->term(load(az + c), load(bz + c), a_max, b_max);
+      e[c] = term.e;
+      f[c] = term.f;
+      sums_e[l] += term.e;
+      sums_f[l] += term.f;
+      sums_dot[l] += term.dot;
+    };
     for (int64_t first = 0; first < classes; first += kAhead) {
       const int64_t end = classes - first < kAhead ? classes : first + kAhead;
       prefetch(az + a_stride + first, end - first);
       prefetch(bz + b_stride + first, end - first);
-#pragma omp simd reduction(+ : sum_e, sum_f, sum_dot)
-      for (int64_t c = first; c < end; ++c) {
-        const math::RowTerm<A> term = this->term(load(az + c), load(bz + c), a_max, b_max);
-        e[c] = term.e;
-        f[c] = term.f;
-        sum_e += term.e;
-        sum_f += term.f;
-        sum_dot += term.dot;
+      int64_t c = first;
+      for (; c + kLanes <= end; c += kLanes) {
+#pragma omp simd
+        for (int l = 0; l < kLanes; ++l) add(c + l, l);
+      }
+      for (int l = 0; c + l < end; ++l) add(c + l, l);
+    }
+    for (int width = kLanes / 2; width > 0; width /= 2) {
+      for (int l = 0; l < width; ++l) {
+        sums_e[l] += sums_e[l + width];
+        sums_f[l] += sums_f[l + width];
+        sums_dot[l] += sums_dot[l + width];
       }
     }
+    const A sum_e = sums_e[0], sum_f = sums_f[0], sum_dot = sums_dot[0];
     const math::RowSums<A> sum = {sum_e, sum_f, sum_dot};
     loss[row] = Op::loss(sum, temperature);
     if (!grad) return;
