@@ -41,7 +41,7 @@ def _imported_rooms(source: str) -> set[str]:
     rooms = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module == "zskd_fast":
-            rooms |= {name.name for name in node.names}
+            rooms |= {name.name if name.name in LEVEL else "__init__" for name in node.names}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("zskd_fast."):
             rooms.add(node.module.split(".")[1])
         elif isinstance(node, ast.Import):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import platform
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import singledispatch
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -28,12 +28,14 @@ from zskd_fast.cli.options import (
     TrainTeacher,
     Verify,
 )
+from zskd_fast.config.adaptation import adapt
 from zskd_fast.config.input_spec import InputSpec
+from zskd_fast.config.recipe import DistillationRecipe, SynthesisRecipe
 from zskd_fast.errors import InputError
-from zskd_fast.models.checkpoint_files import save_weights
+from zskd_fast.models.checkpoint_files import load_matrix, save_weights
 from zskd_fast.models.classifier import Classifier
 from zskd_fast.models.user_models import ASSETS, ModelSource, build_model, load_classifier
-from zskd_fast.real_data.evaluation import TestSet, accuracy, load_test_set
+from zskd_fast.real_data.evaluation import accuracy, load_test_set
 from zskd_fast.real_data.image_sets import load_folder, to_input
 from zskd_fast.real_data.train_teacher import train_teacher
 from zskd_fast.report import missing_extras, write_report
@@ -52,6 +54,7 @@ from zskd_fast.store.verify import shard_faults, teacher_faults
 from zskd_fast.synthesis.shards import SynthesisSummary, synthesize
 from zskd_fast.synthesis.synthesizer import Synthesizer
 
+_Recipe = TypeVar("_Recipe", SynthesisRecipe, DistillationRecipe)
 _DAMAGED = 1
 _DEMO_TEACHER = TeacherWithLayer("zskd_fast.models:LeNet5", ASSETS / "lenet5-mnist.safetensors")
 _DEMO_STUDENT = Student("zskd_fast.models:LeNet5Half")
@@ -67,28 +70,24 @@ def execute(command: Command) -> int:
 
 @execute.register
 def _(command: Demo) -> int:
-    test = load_test_set(_DEMO_TEST_DATA, _DEMO_INPUT, "the MNIST test split that comes with zskd_fast")
-    return _run(command, _DEMO_INPUT, _DEMO_TEACHER, _DEMO_STUDENT, test)
+    job = _job(command, _DEMO_INPUT, _DEMO_TEACHER, _DEMO_STUDENT)
+    test = load_test_set(_DEMO_TEST_DATA, job.input_spec, "the MNIST test split that comes with zskd_fast")
+    return _run(command, replace(job, test=test), _DEMO_TEACHER)
 
 
 @execute.register
 def _(command: Run) -> int:
-    test = _test_set(command.test_data, command.input)
-    return _run(command, command.input, command.teacher, command.student, test)
+    job = _job(command, command.input.spec(), command.teacher, command.student)
+    return _run(command, _with_test_set(job, command.test_data), command.teacher)
 
 
-def _run(
-    command: Demo | Run, spec: InputSpec, teacher: TeacherWithLayer, student: Student, test: TestSet | None
-) -> int:
-    require_alone(type(command).__name__.lower())
-    require_writable(command.out)
+def _run(command: Demo | Run, job: Job, teacher: TeacherWithLayer) -> int:
+    synthesis = _adapted(command.synthesis, job.input_spec)
+    layer = _layer(teacher)
     if command.profile:
-        require_writable_trace(command.profile)
-    job = _job(command, spec, teacher, student, test)
-    if command.profile:
-        profile_job(job, command.synthesis, command.profile, layer=teacher.layer)
+        profile_job(job, synthesis, command.profile, layer=layer)
         _print_trace(command.profile)
-    _conclude(run_job(job, command.synthesis, layer=teacher.layer))
+    _conclude(run_job(job, synthesis, layer=layer))
     return 0
 
 
@@ -96,8 +95,8 @@ def _run(
 def _(command: Distill) -> int:
     require_writable(command.out)
     store = Store.open(command.impressions)
-    spec = store.identity.input
-    job = _job(command, spec, command.teacher, command.student, _test_set(command.test_data, spec))
+    job = _job(command, store.identity.input, command.teacher, command.student)
+    job = _with_test_set(job, command.test_data)
     with process_group(job.device):
         run = distill_store(job, store)
     if run:
@@ -107,14 +106,16 @@ def _(command: Distill) -> int:
 
 @execute.register
 def _(command: Synthesize) -> int:
-    world, synthesis = launched(), command.synthesis
+    world = launched()
     if world.size > 1 and command.resume == "never":
         raise InputError('resume "never" is for one process: of several, one may start late or again')
     require_writable(command.out)
     if command.profile:
         require_writable_trace(command.profile)
-    teacher = _load_teacher(command.teacher, command.input, command.machine)
-    synthesizer = Synthesizer(teacher, command.input, synthesis, seed=command.machine.seed, layer=command.teacher.layer)
+    teacher = _load_teacher(command.teacher, command.input.spec(), command.machine)
+    spec, layer = teacher.input_spec, _layer(command.teacher)
+    synthesis = _adapted(command.synthesis, spec, shown=world.is_first)
+    synthesizer = Synthesizer(teacher, spec, synthesis, seed=command.machine.seed, layer=layer)
     store = Store.open_or_create(
         command.out,
         synthesizer.identity,
@@ -220,29 +221,46 @@ def _device(processor: Processor) -> torch.device:
     return set_up(threads=processor.threads, device=processor.device)
 
 
-def _load_teacher(options: Teacher, spec: InputSpec, processor: Processor) -> Classifier:
+def _load_teacher(options: Teacher, spec: InputSpec | None, processor: Processor) -> Classifier:
     source = ModelSource(model=options.teacher, weights=options.weights, logits_fn=options.logits_fn)
-    return load_classifier(source, spec, device=_device(processor))
+    teacher = load_classifier(source, spec, device=_device(processor))
+    if spec is None and launched().is_first:
+        print(f"input         {teacher.input_spec}, from the teacher's own files")
+    return teacher
 
 
-def _job(
-    command: Demo | Run | Distill, spec: InputSpec, teacher: Teacher, student: Student, test: TestSet | None
-) -> Job:
+def _layer(teacher: TeacherWithLayer) -> str | torch.Tensor | None:
+    return load_matrix(teacher.layer_weights) if teacher.layer_weights else teacher.layer
+
+
+def _job(command: Demo | Run | Distill, spec: InputSpec | None, teacher: Teacher, student: Student) -> Job:
+    if not isinstance(command, Distill):
+        require_alone(type(command).__name__.lower())
+        if command.profile:
+            require_writable_trace(command.profile)
+    require_writable(command.out)
     loaded = _load_teacher(teacher, spec, command.machine)
     source = ModelSource(model=student.student, weights=student.student_weights, logits_fn=student.student_logits_fn)
-    seed = command.machine.seed
+    seed, spec = command.machine.seed, loaded.input_spec
     return Job(
         teacher=loaded,
         student=load_classifier(source, spec, role="student", device=loaded.device, seed=seed),
-        distillation=command.distillation,
+        distillation=_adapted(command.distillation, spec, shown=launched().is_first),
         out=command.out,
         seed=seed,
-        test=test,
     )
 
 
-def _test_set(folder: Path | None, spec: InputSpec) -> TestSet | None:
-    return None if folder is None else load_test_set(folder, spec)
+def _with_test_set(job: Job, folder: Path | None) -> Job:
+    return job if folder is None else replace(job, test=load_test_set(folder, job.input_spec))
+
+
+def _adapted(recipe: _Recipe, spec: InputSpec, *, shown: bool = True) -> _Recipe:
+    """Return the recipe that fits the input, and print what was changed."""
+    adapted, notes = adapt(recipe, spec)
+    if notes and shown:
+        print(f"recipe        inputs of shape {list(spec.shape)} are no images: {', '.join(notes)}")
+    return adapted
 
 
 def _print_trace(path: Path) -> None:

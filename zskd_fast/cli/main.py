@@ -8,7 +8,9 @@ from typing import Annotated, Any, Union
 
 import tyro
 
-from zskd_fast.cli.options import Command, Doctor, commands
+from zskd_fast import __version__
+from zskd_fast.cli.options import Command, Doctor, PrintRecipe, commands
+from zskd_fast.config.recipe_files import load_recipe, recipe_to_toml
 from zskd_fast.errors import InputError
 
 _DESCRIPTION = "Zero-shot knowledge distillation: a smaller student from a trained classifier, without data."
@@ -26,7 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     terminated (SIGTERM), after which no file is half-written.
     """
     try:
-        command = parse(sys.argv[1:] if argv is None else argv)
+        words = sys.argv[1:] if argv is None else argv
+        if list(words) == ["--version"]:
+            print(f"zskd_fast {__version__}")
+            return 0
+        command = parse(words)
         with _terminable():
             return _execute(command)
     except SystemExit as stop:  # tyro has printed the help, or what is wrong with an option
@@ -45,8 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str]) -> Command:
-    """Parse in two stages: the recipe gives the defaults of all the other options."""
-    defaults = commands(_recipe_name(argv))
+    """Parse in two stages: the recipe and the preset of the input give the defaults of all the other options."""
+    argv, preset = _without_option(argv, "--input")
+    defaults = commands(_without_option(argv, "--recipe")[1], preset)
     if argv and argv[0] in defaults:
         default = defaults[argv[0]]
         return tyro.cli(type(default), default=default, prog=f"zskd-fast {argv[0]}", args=list(argv[1:]), **_STYLE)
@@ -89,6 +96,9 @@ def _execute(command: Command) -> int:
         from zskd_fast.cli.doctor import report
 
         return report()
+    if isinstance(command, PrintRecipe):
+        print(recipe_to_toml(load_recipe(command.recipe)), end="")
+        return 0
     from zskd_fast.cli.commands import execute
 
     return execute(command)
@@ -100,13 +110,15 @@ def _sentence(error: Exception) -> str:
     return str(error)
 
 
-def _recipe_name(argv: Sequence[str]) -> str | None:
-    for position, word in enumerate(argv):
-        if word == "--recipe" and position + 1 < len(argv):
-            return argv[position + 1]
-        if word.startswith("--recipe="):
-            return word.removeprefix("--recipe=")
-    return None
+def _without_option(argv: Sequence[str], name: str) -> tuple[list[str], str | None]:
+    """Return the words without an option ``--name VALUE`` or ``--name=VALUE``, and its value."""
+    words = list(argv)
+    for position, word in enumerate(words):
+        if word == name and position + 1 < len(words):
+            return words[:position] + words[position + 2 :], words[position + 1]
+        if word.startswith(f"{name}="):
+            return words[:position] + words[position + 1 :], word.removeprefix(f"{name}=")
+    return words, None
 
 
 if __name__ == "__main__":

@@ -7,9 +7,29 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from zskd_fast.config.input_spec import InputSpec
+from zskd_fast.config.presets import INPUT_PRESETS
 from zskd_fast.config.recipe import DistillationRecipe, SynthesisRecipe
 from zskd_fast.config.recipe_files import load_recipe, recipe_names
 from zskd_fast.config.teacher_recipe import TeacherRecipe
+from zskd_fast.errors import InputError
+
+
+@dataclass(frozen=True)
+class Input:
+    """The input of the teacher and of the student."""
+
+    shape: tuple[int, ...] = ()
+    """Shape of one input without the batch axis, such as 3 32 32; empty: as the teacher's own files say."""
+    valid_range: tuple[float, float] = (0.0, 1.0)
+    """Lowest and highest raw value of an input, before normalization."""
+    mean: tuple[float, ...] = ()
+    """Mean that the normalization subtracts: one value, or one per channel; empty for none."""
+    std: tuple[float, ...] = ()
+    """Standard deviation that the normalization divides by: as many values as the mean."""
+
+    def spec(self) -> InputSpec | None:
+        """Return the input; None if no shape is given. Raises InputError if a field cannot describe an input."""
+        return InputSpec(self.shape, self.valid_range, self.mean, self.std) if self.shape else None
 
 
 @dataclass(frozen=True)
@@ -48,6 +68,8 @@ class TeacherWithLayer(Teacher):
 
     layer: str | None = None
     """Name of the teacher's classifier layer, if it cannot be found automatically."""
+    layer_weights: Path | None = None
+    """File with one matrix [classes, features] in place of the layer's weights: .npy, .pt or .safetensors."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +96,12 @@ _RecipeName = Annotated[
         help=f"Name of a recipe ({', '.join(recipe_names())}) or a TOML file; the options below change its numbers."
     ),
 ]
-_Input = Annotated[InputSpec, tyro.conf.arg(help="The input of the teacher and of the student.")]
+_Input = Annotated[
+    Input,
+    tyro.conf.arg(
+        help=f"The input of the teacher and of the student. --input NAME takes a preset: {', '.join(INPUT_PRESETS)}."
+    ),
+]
 _Synthesis = Annotated[SynthesisRecipe, tyro.conf.arg(help="How the impressions are made.")]
 _Distillation = Annotated[DistillationRecipe, tyro.conf.arg(help="How the student learns from the impressions.")]
 _RunFolder = Annotated[Path, tyro.conf.arg(help="Folder of the results; an interrupted run in it is continued.")]
@@ -104,8 +131,8 @@ class Demo:
 class Synthesize:
     """Make impressions (synthetic inputs) from a teacher and store them."""
 
-    input: _Input
     synthesis: _Synthesis
+    input: _Input = field(default_factory=Input)
     teacher: _TeacherWithLayer = field(default_factory=TeacherWithLayer)
     recipe: _RecipeName = "fast"
     out: Path = Path("impressions")
@@ -135,9 +162,9 @@ class Distill:
 class Run:
     """Make impressions (synthetic inputs) from a teacher, then train a student on them."""
 
-    input: _Input
     synthesis: _Synthesis
     distillation: _Distillation
+    input: _Input = field(default_factory=Input)
     teacher: _TeacherWithLayer = field(default_factory=TeacherWithLayer)
     student: _Student = field(default_factory=Student)
     recipe: _RecipeName = "fast"
@@ -217,32 +244,45 @@ class Export:
 
 
 @dataclass(frozen=True)
+class PrintRecipe:
+    """Print a recipe as a TOML file, complete, to read or to change."""
+
+    recipe: tyro.conf.Positional[str] = "fast"
+    """Name of a recipe, or a TOML file."""
+
+
+@dataclass(frozen=True)
 class Doctor:
     """Show versions and build, and compare every compiled op with its reference in plain torch."""
 
 
-Command = Demo | Synthesize | Distill | Run | TrainTeacher | Repro | Report | Verify | Export | Doctor
+Command = Demo | Synthesize | Distill | Run | TrainTeacher | Repro | Report | Verify | Export | PrintRecipe | Doctor
 
 
-def commands(recipe: str | None = None) -> dict[str, Command]:
+def commands(recipe: str | None = None, input_preset: str | None = None) -> dict[str, Command]:
     """Return each command's name and defaults; what the user must give is `tyro.MISSING_NONPROP`.
 
     The numbers are those of the recipe (a name or a file); by default "demo" for the demo and "fast" for the others.
-    Raises InputError if the recipe cannot be read.
+    Raises InputError if the recipe cannot be read or no preset of the input has that name.
     """
+    if input_preset is not None and input_preset not in INPUT_PRESETS:
+        known = ", ".join(INPUT_PRESETS)
+        raise InputError(f"no input is named {input_preset!r}; the names are {known}, or give --input.shape")
+    preset = Input() if input_preset is None else Input(**vars(INPUT_PRESETS[input_preset]))
     required: Any = tyro.MISSING_NONPROP
     demo, chosen = load_recipe(recipe or Demo.recipe), load_recipe(recipe or Run.recipe)
     name = str(recipe or Run.recipe)
     synthesis, distillation = chosen.synthesis, chosen.distillation
     return {
         "demo": Demo(synthesis=demo.synthesis, distillation=demo.distillation, recipe=recipe or Demo.recipe),
-        "run": Run(input=required, synthesis=synthesis, distillation=distillation, recipe=name),
-        "synthesize": Synthesize(input=required, synthesis=synthesis, recipe=name),
+        "run": Run(input=preset, synthesis=synthesis, distillation=distillation, recipe=name),
+        "synthesize": Synthesize(input=preset, synthesis=synthesis, recipe=name),
         "distill": Distill(distillation=distillation, impressions=required, recipe=name),
         "repro": Repro(name=required),
         "report": Report(run=required),
         "train-teacher": TrainTeacher(data=required, out=required),
         "verify": Verify(store=required),
         "export": Export(store=required, out=required),
+        "recipe": PrintRecipe(),
         "doctor": Doctor(),
     }

@@ -43,6 +43,19 @@ class InputSpec:
         """Whether one input is an image [C, H, W]; only images can be rotated, shifted or smoothed."""
         return len(self.shape) == 3
 
+    def to_raw(self, unit: torch.Tensor) -> torch.Tensor:
+        """Map values in units of the valid range, 0 to 1, to raw values; x itself if the valid range is 0 to 1.
+
+        Impressions are optimized in these units, so that the numbers of a recipe mean the same for every valid range.
+        """
+        low, high = self.valid_range
+        return unit if (low, high) == (0, 1) else unit * (high - low) + low
+
+    def to_unit(self, x: torch.Tensor) -> torch.Tensor:
+        """Map raw values to units of the valid range: the inverse of ``to_raw``."""
+        low, high = self.valid_range
+        return x if (low, high) == (0, 1) else (x - low) / (high - low)
+
     def normalize(self, x: torch.Tensor) -> torch.Tensor:
         """Return (x - mean) / std per channel for x[N, *shape]; x itself if there is no normalization."""
         if not self.mean:

@@ -17,7 +17,7 @@ _NOISES = ("uniform", "normal", "dead_leaves")
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseRecipe:
-    """Noise in the raw range of the input: shift + scale * noise."""
+    """Noise in units of the valid range of the input: shift + scale * noise."""
 
     _where = "recipe: synthesis.start_noise."
 
@@ -79,7 +79,7 @@ class ImpressionRecipe:
     steps: int
     """Adam steps per impression; with 0 an impression is its start noise."""
     learning_rate: float
-    """Adam's learning rate at the first step, in units of the raw input."""
+    """Adam's learning rate at the first step, in units of the valid range."""
     final_learning_rate_fraction: float
     """The learning rate falls linearly to this fraction of its first value; 1 keeps it constant."""
     adam_betas: tuple[float, float]
@@ -91,9 +91,9 @@ class ImpressionRecipe:
     clamp: bool
     """Clamp every impression to the valid range of the input, at the start and after each step."""
     l1: float
-    """Weight of the sum of absolute values of an impression in its loss."""
+    """Weight of the sum of absolute values of an impression, in units of the valid range, in its loss."""
     l2: float
-    """Weight of the sum of squares of an impression in its loss."""
+    """Weight of the sum of squares of an impression, in units of the valid range, in its loss."""
     total_variation: float
     """Weight of the sum of squared differences between neighboring pixels in the loss; images only."""
     store_dtype: Literal["float32", "float16", "bfloat16"]

@@ -1,8 +1,9 @@
 """Recipes as TOML files: those that come with the package, and the user's own."""
 
+import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,23 @@ def changed(recipe: Recipe, changes: Mapping[str, object]) -> Recipe:
             change = {table: change}
         values = _merged(values, change)
     return from_plain(Recipe, values, "recipe")
+
+
+def recipe_to_toml(recipe: Recipe) -> str:
+    """Return the recipe as a complete TOML file, which ``load_recipe`` reads as an equal recipe."""
+    return "\n".join(_toml_lines(to_plain(recipe), ())) + "\n"
+
+
+def _toml_lines(values: dict[str, Any], path: tuple[str, ...]) -> Iterator[str]:
+    if path:
+        yield f"\n[{'.'.join(path)}]"
+    for key, value in values.items():
+        if not isinstance(value, dict):
+            # Numbers, booleans, strings and lists of them are written alike in JSON and in TOML.
+            yield f"{key} = {json.dumps(value, ensure_ascii=False)}"
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _toml_lines(value, (*path, key))
 
 
 def _read(name_or_path: str, seen: tuple[str, ...]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -51,6 +52,25 @@ def load_weights(model: nn.Module, path: Path, source: str) -> None:
     if any(problems):
         raise InputError(f"{path}: not the weights of {source}: {'; '.join(filter(None, problems))}")
     model.load_state_dict(state)
+
+
+def load_matrix(path: str | Path) -> torch.Tensor:
+    """Read one matrix [K, D], such as classifier weights, from .npy, or from a file of weights that holds one tensor.
+
+    Raises InputError if the file cannot be read or holds something else.
+    """
+    path = Path(path)
+    if path.suffix == ".npy":
+        try:
+            found = [torch.from_numpy(np.load(path, allow_pickle=False))]
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"{path}: not a numpy array of numbers ({error})") from error
+    else:
+        found = list(load_state(path).values())
+    if len(found) != 1 or found[0].ndim != 2 or not found[0].is_floating_point():
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in found[:3])
+        raise InputError(f"{path}: wanted one matrix [classes, features] of floats, got {len(found)} tensors: {shapes}")
+    return found[0]
 
 
 def save_weights(model: nn.Module, path: str | Path, metadata: Mapping[str, str]) -> None:

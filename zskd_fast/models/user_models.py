@@ -16,6 +16,7 @@ from zskd_fast.config.input_spec import InputSpec
 from zskd_fast.errors import InputError
 from zskd_fast.models.checkpoint_files import load_weights
 from zskd_fast.models.classifier import Classifier
+from zskd_fast.models.input_facts import find_input_spec
 from zskd_fast.runtime.seeds import check_seed
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -55,7 +56,7 @@ class ExportedModel(nn.Module):
 
 def load_classifier(
     source: ModelSource,
-    input_spec: InputSpec,
+    input_spec: InputSpec | None,
     *,
     role: str = "teacher",
     device: torch.device | str = "cpu",
@@ -72,6 +73,8 @@ def load_classifier(
         if seed is not None:
             torch.manual_seed(seed)
         model = load_model(source.model, source.weights).to(device)
+    if input_spec is None:
+        input_spec = find_input_spec(model, source.weights)
     logits_fn: Any = None if source.logits_fn is None else load_callable(source.logits_fn)
     return Classifier(model, input_spec, role=role, logits_fn=logits_fn, name=source.name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,10 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from zskd_fast.config.adaptation import adapt
 from zskd_fast.config.input_spec import InputSpec
 from zskd_fast.config.recipe import Recipe
 from zskd_fast.config.recipe_files import load_recipe
 from zskd_fast.models.classifier import Classifier, LogitsFn
+from zskd_fast.models.input_facts import find_input_spec
 from zskd_fast.real_data.evaluation import TestSet
 from zskd_fast.run.job import Job, run_job
 from zskd_fast.run.run_folder import RunRecord
@@ -24,7 +27,7 @@ def distill(
     teacher: nn.Module,
     student: nn.Module,
     *,
-    input_shape: Sequence[int],
+    input_shape: Sequence[int] | None = None,
     valid_range: Sequence[float] = (0.0, 1.0),
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
@@ -44,7 +47,9 @@ def distill(
     Both models are on one device and return logits [N, K]. The teacher stays unchanged.
 
     Args:
-        input_shape: shape of one input without the batch axis, such as (3, 32, 32).
+        input_shape: shape of one input without the batch axis, such as (3, 32, 32); None: as the ``pretrained_cfg`` of
+            a timm model says, together with the normalization. What a recipe does to images only is left out for
+            inputs of other ranks.
         valid_range: lowest and highest raw value of an input, before normalization.
         mean, std: normalization in front of both models, one value or one per channel; empty for none.
         recipe: name of a recipe, a TOML file, or a Recipe.
@@ -68,9 +73,17 @@ def distill(
         synthesis = replace(synthesis, impressions=impressions)
     if steps is not None:
         distillation = replace(distillation, steps=steps)
-    # InputSpec makes tuples of any sequences and refuses what is none.
-    given: dict[str, Any] = {"shape": input_shape, "valid_range": valid_range, "mean": mean, "std": std}
-    spec = InputSpec(**given)
+    if input_shape is None:
+        spec = find_input_spec(teacher, None)
+    else:
+        # InputSpec makes tuples of any sequences and refuses what is none.
+        given: dict[str, Any] = {"shape": input_shape, "valid_range": valid_range, "mean": mean, "std": std}
+        spec = InputSpec(**given)
+    synthesis, synthesis_notes = adapt(synthesis, spec)
+    distillation, distillation_notes = adapt(distillation, spec)
+    notes = [*synthesis_notes, *distillation_notes]
+    if notes and progress:
+        print(f"inputs of shape {list(spec.shape)} are no images: {', '.join(notes)}", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="zskd-") as temporary:
         job = Job(
             teacher=Classifier(teacher, spec, logits_fn=logits_fn),

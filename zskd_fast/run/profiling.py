@@ -32,7 +32,7 @@ def profile_synthesis(synthesizer: Synthesizer, path: Path) -> None:
     write_trace(path, lambda: short.run(range(short.recipe.batch_size)))
 
 
-def profile_job(job: Job, synthesis: SynthesisRecipe, path: Path, *, layer: str | None = None) -> None:
+def profile_job(job: Job, synthesis: SynthesisRecipe, path: Path, *, layer: str | torch.Tensor | None = None) -> None:
     """Write a trace of a few steps of one batch of impressions and as many steps of a copy of the student."""
     synthesizer = Synthesizer(job.teacher, job.input_spec, synthesis, seed=job.seed, layer=layer)
     short = synthesizer.shortened(STEPS)

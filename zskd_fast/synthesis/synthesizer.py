@@ -63,7 +63,8 @@ class Synthesizer:
         self.device = self._teacher.device
         self.plan = Plan(self._teacher.num_classes, recipe.betas)
         self._store_dtype = getattr(torch, recipe.store_dtype)
-        self._store_limits = limits_in(self._store_dtype, *self._limits())
+        limits = input_spec.valid_range if recipe.clamp else (-math.inf, math.inf)
+        self._store_limits = limits_in(self._store_dtype, *limits)
         self.layer, self.similarity = self._similarity(layer)
         self._check_gradient()
         self._fast_teacher = fast_copy(self._teacher, recipe)
@@ -163,18 +164,18 @@ class Synthesizer:
 
     def _make(self, part: Impressions, progress: Callable[[int], object], stop: threading.Event) -> None:
         # A copy, since batches are slices of one tensor and autograd takes a change of one for a change of all.
-        x = part.x.clone()
-        self._optimize(dataclasses.replace(part, x=x), progress, stop)
-        part.x.copy_(x)
+        unit = self.input_spec.to_unit(part.x.clone())
+        self._optimize(dataclasses.replace(part, x=unit), progress, stop)
+        part.x.copy_(self.input_spec.to_raw(unit))
         round_(part.x, self._store_dtype, self._store_limits)
         self._label(part)
 
     def _optimize(self, part: Impressions, progress: Callable[[int], object], stop: threading.Event) -> None:
-        """Run Adam on part.x, in place; on a CUDA device each step is the launch of a graph."""
+        """Run Adam on part.x (in units of the valid range), in place; on a CUDA device each step launches a graph."""
         recipe = self.recipe
         exp_avg, exp_avg_sq = torch.zeros_like(part.x), torch.zeros_like(part.x)
         grad_logits = torch.empty_like(part.target)
-        low, high = self._limits()
+        low, high = (0.0, 1.0) if recipe.clamp else (-math.inf, math.inf)
         x = part.x.detach().requires_grad_()  # a leaf that shares the memory of part.x
 
         def take_step(step: int | torch.Tensor, learning_rate: float | torch.Tensor) -> None:
@@ -214,7 +215,7 @@ class Synthesizer:
         The op writes the gradient of the logits into a buffer, from which the teacher's backward pass starts.
         """
         with torch.enable_grad(), self.timer("teacher forward"), self._overrides:
-            logits = self._fast_teacher.logits(x)
+            logits = self._fast_teacher.logits(self.input_spec.to_raw(x))
         with self.timer("loss"):
             ops.soft_cross_entropy_value_and_grad(
                 logits, target, self.recipe.temperature, reduction="sum", out=grad_logits
@@ -230,9 +231,6 @@ class Synthesizer:
         with self.timer("loss"):
             loss = ops.soft_cross_entropy(part.teacher_logits, part.target, self.recipe.temperature, reduction="none")
             part.loss.copy_(loss)
-
-    def _limits(self) -> tuple[float, float]:
-        return self.input_spec.valid_range if self.recipe.clamp else (-math.inf, math.inf)
 
 
 def _one_at_a_time(progress: Callable[[int], object] | None) -> Callable[[int], None]:
