@@ -4,7 +4,10 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 
+#include <exception>
+
 #include "cpu/isa.h"
+#include "ops/check.h"
 #include "ops/ops.h"
 
 namespace py = pybind11;
@@ -21,9 +24,21 @@ py::dict build_info() {
   return info;
 }
 
+// Tried before the translators of torch, in calls of this module only.
+void translate(std::exception_ptr thrown) {
+  try {
+    std::rethrow_exception(thrown);
+  } catch (const zskd::ops::ValueError& error) {
+    py::set_error(PyExc_ValueError, error.what());
+  } catch (const zskd::ops::TypeError& error) {
+    py::set_error(PyExc_TypeError, error.what());
+  }
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
+  py::register_local_exception_translator(&translate);
   using release_gil = py::call_guard<py::gil_scoped_release>;
   m.def("soft_cross_entropy", &zskd::ops::soft_cross_entropy, release_gil());
   m.def("distillation_loss", &zskd::ops::distillation_loss, release_gil());

@@ -22,7 +22,8 @@ LAYERS = [
     {"config"},
     {"runtime"},
     {"nn", "distributions"},
-    {"ops", "reference"},
+    {"ops"},
+    {"reference"},
     {"_extension"},
     {"errors", "__init__"},
 ]

@@ -37,6 +37,7 @@ void check_concentration_values(const DirichletParams& p, const at::Tensor& rows
 }  // namespace
 
 at::Tensor dirichlet(const at::Tensor& concentration, const at::Tensor& ids, int64_t seed, bool log) {
+  check_dense(kOp, "concentration", concentration);
   check_ids(kOp, ids, &concentration);
   check_concentration_shape(concentration, ids);
   check_backend(kOp, "concentration", concentration);

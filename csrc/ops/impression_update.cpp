@@ -29,6 +29,7 @@ struct Scalar {
 
   Scalar(const char* name, const at::Tensor& given, const at::Tensor& x)
       : tensor(given), on_device(!x.is_cpu() && given.device() == x.device()) {
+    check_dense(kOp, name, given);
     ZSKD_CHECK(given.numel() == 1, kOp, ": ", name, " has shape ", given.sizes(), ", wanted one number");
     if (on_device) tensor = given.to(at::kDouble);
   }
@@ -38,6 +39,7 @@ struct Scalar {
 };
 
 at::Tensor bound(const char* name, const at::Tensor& tensor, const at::Tensor& x) {
+  check_dense(kOp, name, tensor);
   const bool per_channel = tensor.dim() == 1 && x.dim() >= 2 && tensor.size(0) == x.size(1);
   ZSKD_CHECK(tensor.dim() == 0 || per_channel, kOp, ": ", name, " has shape ", tensor.sizes(),
              ", wanted one number or one for each channel of x with shape ", x.sizes());
@@ -63,6 +65,7 @@ bool have_same_dense_order(const at::Tensor& x, std::initializer_list<at::Tensor
 void impression_update_(at::Tensor x, const at::Tensor& grad, at::Tensor exp_avg, at::Tensor exp_avg_sq,
                         const at::Tensor& step, const at::Tensor& lr, double beta1, double beta2, double eps, double l1,
                         double l2, const at::Tensor& lo, const at::Tensor& hi) {
+  check_dense(kOp, "x", x);
   check_backend(kOp, "x", x);
   const at::ScalarType state_type = accumulate_type(x.scalar_type());
   check_operand({"grad", grad}, x, x.scalar_type());

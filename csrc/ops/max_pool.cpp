@@ -12,6 +12,7 @@ namespace {
 constexpr const char* kOp = "max_pool";
 
 void check_image(const at::Tensor& x) {
+  check_dense(kOp, "x", x);
   ZSKD_CHECK_TYPE(x.is_cpu() && x.scalar_type() == at::kFloat, kOp, ": x is ", x.scalar_type(), " on ", x.device(),
                   ", wanted float32 on cpu");
   ZSKD_CHECK(x.dim() == 4 && x.is_contiguous(), kOp, ": x has shape ", x.sizes(), " and strides ", x.strides(),

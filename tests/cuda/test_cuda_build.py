@@ -134,6 +134,61 @@ def test_requesting_cuda_without_it_is_an_error(tmp_path):
     assert "ZSKD_CUDA=1 asks for the CUDA backend, but torch" in " ".join(done.stderr.split())
 
 
+def fake_toolchain(folder: Path, *, torch_cuda: str, nvcc_says: str) -> dict[str, str]:
+    """Return the environment in which CMake finds a torch for `torch_cuda` and an nvcc whose --version prints this."""
+    nvcc = folder / "toolkit" / "bin" / "nvcc"
+    utils = folder / "python" / "torch" / "utils"
+    for made in (nvcc.parent, utils):
+        made.mkdir(parents=True)
+    nvcc.write_text(f"#!/bin/sh\necho '{nvcc_says}'\n")
+    nvcc.chmod(0o755)
+    (utils / "__init__.py").write_text("")
+    (utils / "cpp_extension.py").write_text("include_paths = library_paths = lambda: []\n")
+    (utils.parent / "__init__.py").write_text(
+        "from types import SimpleNamespace\n"
+        "__version__ = '2.6.0'\n"
+        f"version = SimpleNamespace(cuda={torch_cuda!r})\n"
+        "compiled_with_cxx11_abi = lambda: True\n"
+    )
+    return {"PYTHONPATH": str(folder / "python"), "CUDA_HOME": str(folder / "toolkit")}
+
+
+MISMATCH = (
+    "nvcc is release 13.0 and torch 2.6.0 is for CUDA 12.4; wanted one major version: "
+    "set CUDA_HOME to a CUDA 12 toolkit or install a torch for CUDA 13"
+)
+
+
+def test_nvcc_of_another_major_version_than_torchs_gives_the_cpu_backend_and_both_versions(tmp_path):
+    found = fake_toolchain(tmp_path, torch_cuda="12.4", nvcc_says="Cuda compilation tools, release 13.0, V13.0.88")
+    done = configure(tmp_path / "build", "AUTO", **found)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if "zskd_fast:" in line]
+    assert "building the CPU backend (" in line and line.endswith(f"{MISMATCH})")
+
+
+def test_requesting_cuda_with_nvcc_of_another_major_version_is_an_error(tmp_path):
+    found = fake_toolchain(tmp_path, torch_cuda="12.4", nvcc_says="Cuda compilation tools, release 13.0, V13.0.88")
+    done = configure(tmp_path / "build", "ON", **found)
+    assert done.returncode != 0
+    assert MISMATCH in " ".join(done.stderr.split())
+
+
+def test_nvcc_without_a_version_gives_the_cpu_backend(tmp_path):
+    found = fake_toolchain(tmp_path, torch_cuda="12.4", nvcc_says="no toolkit installed")
+    assert "nvcc --version names no release)" in configure(tmp_path / "build", "AUTO", **found).stdout
+
+
+def test_minor_versions_of_nvcc_and_torch_may_differ(tmp_path):
+    if figures.find_nvcc() is None:
+        pytest.skip("no nvcc in PATH or CUDA_HOME, and CMake compiles a program with it")
+    said = subprocess.run([figures.find_nvcc(), "--version"], capture_output=True, text=True, check=True).stdout
+    major = re.search(r"release (\d+)", said)[1]
+    found = fake_toolchain(tmp_path, torch_cuda=f"{major}.99", nvcc_says="")
+    done = configure(tmp_path / "build", "ON", PYTHONPATH=found["PYTHONPATH"])
+    assert f"building the CPU and CUDA backends (nvcc {major}." in done.stdout, done.stderr
+
+
 @pytest.mark.skipif(torch.version.cuda is None, reason="this torch is a build without CUDA")
 def test_architectures_come_from_torch_cuda_arch_list(tmp_path):
     done = configure(tmp_path, "ON", TORCH_CUDA_ARCH_LIST="9.0 10.0+PTX")

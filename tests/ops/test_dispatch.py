@@ -1,6 +1,7 @@
 """Calls that bypass torch's dispatcher, and calls that a profiler or a dispatch mode must see."""
 
 import importlib
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -41,6 +42,33 @@ def test_profiler_and_dispatch_mode_see_the_op_by_its_name(op):
     with RecordNames() as names:
         CALLS[op]()
     assert f"zskd_fast.{op}.default" in names.seen
+
+
+REFUSED = [
+    (lambda: ops.soft_cross_entropy(X, Y, 0.0), ValueError, "soft_cross_entropy: temperature is 0, wanted"),
+    (lambda: ops.soft_cross_entropy(X, Y[:, :5], 2.0), ValueError, "target has shape [4, 5], wanted [4, 6] as logits"),
+    (lambda: ops.soft_cross_entropy(X, Y.int(), 2.0), TypeError, "soft_cross_entropy: target is Int, wanted float32"),
+    (lambda: ops.distillation_loss(X, Y, 2.0, reduction="mean"), ValueError, "reduction is 'mean', wanted none"),
+    (lambda: ops.distillation_loss(X.to_sparse(), Y, 2.0), TypeError, "student_logits is sparse, wanted a dense"),
+    (lambda: ops.dirichlet(-Y, IDS, seed=1), ValueError, "dirichlet: concentration[0, 0] is -"),
+    (lambda: ops.dirichlet(Y, IDS.int(), seed=1), TypeError, "dirichlet: ids is Int, wanted int64"),
+    (lambda: ops.philox(IDS, -1, seed=1, stream=0), ValueError, "philox: count is -1, wanted 0 to"),
+    (lambda: ops.philox(IDS, 1, seed=1, stream=0, dtype=torch.int64), TypeError, "philox: dtype is Long, wanted"),
+    (
+        lambda: ops.impression_update_(X.clone(), Y, X, X, 0, lr=0.1),
+        ValueError,
+        "impression_update_: step is 0, wanted",
+    ),
+    (lambda: ops.impression_update_(X.clone(), Y.double(), X, X, 1, lr=0.1), TypeError, "grad is Double, wanted Float"),
+]
+
+
+@pytest.mark.parametrize("through", [nullcontext, RecordNames], ids=["direct", "dispatcher"])
+@pytest.mark.parametrize(("call", "error", "message"), REFUSED, ids=[message for _, _, message in REFUSED])
+def test_a_refusal_is_one_line_of_the_same_type_through_both_doors(call, error, message, through):
+    with pytest.raises(error) as refused, through():
+        call()
+    assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("op", CALLS)

@@ -264,7 +264,10 @@ Z, Y = torch.zeros(4, 3), torch.full((4, 3), 1 / 3)
 @pytest.mark.parametrize(
     ("arguments", "reduction", "error", "message"),
     [
-        ((Z[0], Y[0], 1.0), "mean", ValueError, r"logits has shape \[3\], wanted \[N, K\]"),
+        ((Z[0, 0], Y[0, 0], 1.0), "mean", ValueError, r"logits is a single number, wanted \[..., K\]"),
+        ((Z.view(2, 2, 3), Y, 1.0), "mean", ValueError, r"target has shape \[4, 3\], wanted \[2, 2, 3\] as logits"),
+        ((Z.view(2, 2, 3), Y.view(4, 1, 3), 1.0), "mean", ValueError, r"has shape \[4, 1, 3\], wanted \[2, 2, 3\]"),
+        ((Z.to_sparse(), Y, 1.0), "mean", TypeError, "logits is sparse, wanted a dense tensor"),
         ((Z[:, :0], Y[:, :0], 1.0), "mean", ValueError, "wanted at least one class"),
         ((Z, Y[:3], 1.0), "mean", ValueError, r"target has shape \[3, 3\], wanted \[4, 3\] as logits"),
         ((Z, Y, 0.0), "mean", ValueError, "temperature is 0, wanted a positive number"),

@@ -1,5 +1,6 @@
 """Common parts of the two row losses. Both compute the loss and its gradient in one pass and save the gradient."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,8 @@ from torch import Tensor
 from zskd_fast.ops._dispatch import needs_grad
 
 Kernel = Callable[..., tuple[Tensor, Tensor]]
+Loss = Callable[..., Tensor]
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def direct_loss(kernel: Kernel, logits: Tensor, other: Tensor, temperature: float, reduction: str) -> Tensor:
@@ -35,6 +38,41 @@ def check_constant(op: str, argument: str, tensor: Tensor) -> None:
     """Raise ValueError if the tensor requires grad: its gradient is not computed."""
     if tensor.requires_grad:
         raise ValueError(f"{op}: {argument} requires grad, wanted a constant; pass {argument}.detach()")
+
+
+def as_rows(op: str, logits: tuple[str, Tensor], other: tuple[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return two named tensors [..., K] as matrices [N, K]. Raise ValueError if their shapes differ."""
+    check_shapes(op, logits, other)
+    first, second = (each.unsqueeze(0) if each.dim() == 1 else each.flatten(0, -2) for _, each in (logits, other))
+    return first, second
+
+
+def plain_loss(
+    op: str,
+    reference: Loss,
+    logits: tuple[str, Tensor],
+    other: tuple[str, Tensor],
+    temperature: float,
+    reduction: str,
+) -> Tensor:
+    """Return the loss of two named tensors by the reference, in plain torch, which every transform can see through."""
+    check_shapes(op, logits, other)
+    for name, tensor in (logits, other):
+        if tensor.dtype not in _DTYPES:
+            raise TypeError(f"{op}: {name} is {tensor.dtype}, wanted float32, float64, float16 or bfloat16")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"{op}: temperature is {temperature}, wanted a positive number")
+    dtype = torch.float64 if logits[1].dtype == torch.float64 else torch.float32
+    return reference(logits[1].to(dtype), other[1].to(dtype), temperature, reduction=reduction)
+
+
+def check_shapes(op: str, logits: tuple[str, Tensor], other: tuple[str, Tensor]) -> None:
+    """Raise ValueError if two named tensors are not [..., K] of the same shape."""
+    (name, a), (other_name, b) = logits, other
+    if a.dim() == 0:
+        raise ValueError(f"{op}: {name} is a single number, wanted [..., K]")
+    if a.shape != b.shape:
+        raise ValueError(f"{op}: {other_name} has shape {list(b.shape)}, wanted {list(a.shape)} as {name}")
 
 
 def fake_loss_and_grad(logits: Tensor, reduction: str, with_grad: bool) -> tuple[Tensor, Tensor]:

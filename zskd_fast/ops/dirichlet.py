@@ -44,6 +44,9 @@ def dirichlet(concentration: Tensor, ids: Tensor, *, seed: int, log: bool = Fals
     becomes NaN.
     """
     if concentration.requires_grad:
-        raise ValueError("dirichlet: concentration requires grad, but a draw is not differentiable; pass .detach()")
+        raise ValueError(
+            "dirichlet: concentration requires grad, but a draw is not differentiable; "
+            "pass .detach(), or use zskd_fast.distributions.Dirichlet and its rsample"
+        )
     draw = _C.dirichlet if can_bypass_dispatcher(concentration, ids) else _op
     return draw(concentration, ids, seed, log)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from zskd_fast._extension import _C
-from zskd_fast.ops._dispatch import can_bypass_dispatcher, needs_grad
+from zskd_fast.ops._dispatch import can_bypass_dispatcher, is_mapped_or_differentiated, needs_grad
 
 
 @torch.library.custom_op("zskd_fast::impression_update_", mutates_args=("x", "exp_avg", "exp_avg_sq"))
@@ -71,6 +71,7 @@ def impression_update_(
     Raises:
         ValueError: Wrong shape, step, lr, betas or eps.
         TypeError: Wrong dtype or device.
+        RuntimeError: torch.func maps over an argument or differentiates with respect to it.
     """
     beta1, beta2 = betas
     tensors = x, grad, exp_avg, exp_avg_sq, _as_tensor(step), _as_tensor(lr)
@@ -78,5 +79,10 @@ def impression_update_(
     if can_bypass_dispatcher(*tensors, *bounds) and not needs_grad(*tensors, *bounds):
         _C.impression_update_(*tensors, beta1, beta2, eps, l1, l2, *bounds)
         torch.autograd.graph.increment_version((x, exp_avg, exp_avg_sq))
-    else:
-        _op(*tensors, beta1, beta2, eps, l1, l2, *bounds)
+        return
+    if is_mapped_or_differentiated(*tensors, *bounds):
+        raise RuntimeError(
+            "impression_update_: an argument is transformed by torch.func, which an update in place does not support; "
+            "update outside of the transform, or call zskd_fast.reference.impression_update_"
+        )
+    _op(*tensors, beta1, beta2, eps, l1, l2, *bounds)

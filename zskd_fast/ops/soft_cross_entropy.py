@@ -6,14 +6,20 @@ import torch
 from torch import Tensor
 
 from zskd_fast._extension import _C
-from zskd_fast.ops._dispatch import can_bypass_dispatcher, needs_grad
+from zskd_fast.ops._dispatch import can_bypass_dispatcher, is_transformed, needs_grad
 from zskd_fast.ops._row_loss import (
+    as_rows,
     check_constant,
+    check_shapes,
     direct_loss,
     fake_loss_and_grad,
+    plain_loss,
     save_grad,
     scale_grad,
 )
+from zskd_fast.reference.soft_cross_entropy import soft_cross_entropy as _reference
+
+_NAME = "soft_cross_entropy"
 
 
 @torch.library.custom_op("zskd_fast::soft_cross_entropy", mutates_args=())
@@ -23,11 +29,12 @@ def _op(logits: Tensor, target: Tensor, temperature: float, reduction: str, with
 
 @_op.register_fake
 def _fake(logits: Tensor, target: Tensor, temperature: float, reduction: str, with_grad: bool) -> tuple[Tensor, Tensor]:
+    check_shapes(_NAME, ("logits", logits), ("target", target))
     return fake_loss_and_grad(logits, reduction, with_grad)
 
 
 def _backward(ctx: Any, grad_loss: Tensor, _: Tensor | None) -> tuple[Tensor, None, None, None, None]:
-    return scale_grad("soft_cross_entropy", ctx, grad_loss), None, None, None, None
+    return scale_grad(_NAME, ctx, grad_loss), None, None, None, None
 
 
 _op.register_autograd(_backward, setup_context=save_grad)
@@ -40,6 +47,7 @@ def _out_op(logits: Tensor, target: Tensor, temperature: float, reduction: str, 
 
 @_out_op.register_fake
 def _out_fake(logits: Tensor, target: Tensor, temperature: float, reduction: str, grad: Tensor) -> Tensor:
+    check_shapes(_NAME, ("logits", logits), ("target", target))
     return fake_loss_and_grad(logits, reduction, False)[0]
 
 
@@ -51,22 +59,30 @@ def soft_cross_entropy(logits: Tensor, target: Tensor, temperature: float, *, re
     nothing, even if its logit is -inf. The rows of the target need not sum to 1. A row with a NaN has loss NaN.
 
     Args:
-        logits: [N, K] float16, bfloat16, float32 or float64, any strides. 16-bit floats are converted to float32.
-        target: [N, K] on the same device, float16, bfloat16, float32 or float64; must not require grad.
+        logits: [..., K], a row for each index of the leading axes; float16, bfloat16, float32 or float64, any strides.
+            16-bit floats are converted to float32.
+        target: [..., K] on the same device, float16, bfloat16, float32 or float64; must not require grad.
         temperature: tau > 0.
-        reduction: "mean" over the N rows (NaN for N = 0), "sum" or "none".
+        reduction: "mean" over all rows (NaN if there are none), "sum" or "none".
 
     Returns:
-        The loss, a scalar or [N]; float32 for 16-bit logits, otherwise in their dtype. Differentiable once, with
-        respect to logits.
+        The loss, a scalar or [...]; float32 for 16-bit logits, otherwise in their dtype. Differentiable once, with
+        respect to logits. Under torch.func and in forward mode it is computed by `reference.soft_cross_entropy`, as
+        often differentiable as that.
 
     Raises:
         ValueError: Wrong shape, temperature or reduction; a target that requires grad.
         TypeError: Wrong dtype or device.
     """
-    check_constant("soft_cross_entropy", "target", target)
+    check_constant(_NAME, "target", target)
+    if logits.dim() != 2:
+        rows, target_rows = as_rows(_NAME, ("logits", logits), ("target", target))
+        loss = soft_cross_entropy(rows, target_rows, temperature, reduction=reduction)
+        return loss.reshape(logits.shape[:-1]) if reduction == "none" else loss
     if can_bypass_dispatcher(logits, target):
         return direct_loss(_C.soft_cross_entropy, logits, target, temperature, reduction)
+    if is_transformed():
+        return plain_loss(_NAME, _reference, ("logits", logits), ("target", target), temperature, reduction)
     return _op(logits, target, float(temperature), reduction, needs_grad(logits))[0]
 
 
@@ -79,17 +95,34 @@ def soft_cross_entropy_value_and_grad(
 
     Args:
         logits, target, temperature, reduction: As for `soft_cross_entropy`.
-        out: [N, K] contiguous, in the dtype of logits. The gradient is written to it instead of a new tensor.
+        out: [..., K] contiguous, in the dtype of logits. The gradient is written to it instead of a new tensor.
 
     Returns:
-        The loss, and the gradient of the reduced loss [N, K] in the dtype of logits.
+        The loss, and the gradient of the reduced loss [..., K] in the dtype of logits.
 
     Raises:
         ValueError, TypeError: As `soft_cross_entropy`; or `out` does not fit.
     """
     logits, target = logits.detach(), target.detach()
+    if logits.dim() != 2:
+        return _value_and_grad_by_rows(logits, target, temperature, reduction, out)
     if can_bypass_dispatcher(logits, target, *(() if out is None else (out,))):
         return _C.soft_cross_entropy(logits, target, temperature, reduction, True, out)
     if out is None:
         return _op(logits, target, float(temperature), reduction, True)
     return _out_op(logits, target, float(temperature), reduction, out), out
+
+
+def _value_and_grad_by_rows(
+    logits: Tensor, target: Tensor, temperature: float, reduction: str, out: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    rows, target_rows = as_rows(_NAME, ("logits", logits), ("target", target))
+    if out is not None and (out.shape != logits.shape or not out.is_contiguous()):
+        raise ValueError(
+            f"{_NAME}: out has shape {list(out.shape)} and strides {list(out.stride())}, "
+            f"wanted a contiguous tensor of shape {list(logits.shape)} as logits"
+        )
+    out_rows = None if out is None else out.view(rows.shape)
+    loss, grad = soft_cross_entropy_value_and_grad(rows, target_rows, temperature, reduction=reduction, out=out_rows)
+    loss = loss.reshape(logits.shape[:-1]) if reduction == "none" else loss
+    return loss, grad.view(logits.shape) if out is None else out
