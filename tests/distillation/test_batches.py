@@ -74,14 +74,57 @@ def test_fresh_noise_is_spread_among_the_impressions():
     assert stored.tolist() in ([True, False] * 4, [False, True] * 4)
 
 
-@pytest.mark.parametrize("fraction", [0.0, 0.5])
-def test_processes_share_the_batch_of_a_single_process(fraction):
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_processes_share_the_batch_of_a_single_process(fraction, size):
     augmentation = augmentation_recipe(rotation_sigma=0.3, noise_max=0.1)
     whole = _batches(fraction=fraction, augmentation=augmentation).of(4)
-    parts = [_batches(12, fraction, augmentation, World(rank, 3)).of(4) for rank in range(3)]
-    for rank, part in enumerate(parts):
-        assert torch.equal(part.x, whole.x[rank::3])
+    parts = [_batches(12, fraction, augmentation, World(rank, size)).of(4) for rank in range(size)]
+    assert _sorted(torch.cat([part.x for part in parts])) == _sorted(whole.x)
     assert sorted(torch.cat([part.rows for part in parts]).tolist()) == sorted(whole.rows.tolist())
+
+
+def _sorted(x):
+    return sorted(x.flatten(1).tolist())
+
+
+@pytest.mark.parametrize("batch_size", [4, 5, 6, 7, 30, 31, 128])
+@pytest.mark.parametrize("fraction", [0.0, 0.25, 0.5, 0.6, 1.0])
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_every_process_has_its_share_of_impressions_and_of_fresh_noise(size, fraction, batch_size):
+    fresh = _fresh(fraction).count(batch_size)
+    recipe = distillation_recipe(fresh_noise=_fresh(fraction), batch_size=batch_size)
+    stored = []
+    for rank in range(size):
+        batches = Batches(_numbered(200), recipe, IMAGE, seed=3, device=_CPU, world=World(rank, size))
+        batch = batches.of(1)
+        stored.append(_is_stored(batch.x))
+        assert torch.equal(batch.x[stored[-1]], _numbered(200)[batch.rows])
+    assert sum(len(part) for part in stored) == batch_size
+    for total, counts in (
+        (batch_size, [len(part) for part in stored]),
+        (batch_size - fresh, [int(part.sum()) for part in stored]),
+        (fresh, [int((~part).sum()) for part in stored]),
+    ):
+        assert sum(counts) == total and max(counts) - min(counts) <= 1
+    for part in stored:
+        assert _longest_run(part.tolist()) <= -(-len(part) // max(1, min(int(part.sum()), int((~part).sum()))))
+
+
+def _longest_run(kinds):
+    """Most rows of one kind in a row, around the end too, as the last row is mixed with the first."""
+    longest = 0
+    for start in range(len(kinds)):
+        around = kinds[start:] + kinds[:start]
+        longest = max(longest, next((i for i, kind in enumerate(around) if kind != around[0]), len(kinds)))
+    return longest
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_half_fresh_noise_alternates_with_impressions_in_every_share(size):
+    for rank in range(size):
+        stored = _is_stored(_batches(fraction=0.5, world=World(rank, size)).of(0).x).tolist()
+        assert stored == [True, False] * (4 // size)
 
 
 def test_fresh_noise_is_augmented_like_impressions():

@@ -277,8 +277,8 @@ def test_a_folder_that_cannot_be_used_is_refused_before_any_work(tmp_path, monke
 
 def test_the_folder_of_another_run_is_refused_with_its_differences(tmp_path):
     trained, _ = _distill(out=tmp_path / "run")
-    with pytest.raises(InputError, match=r"belongs to another run; .*\n  student\.recipe\.steps: 9 in this run, 8 in "):
-        _distill(out=tmp_path / "run", steps=9)
+    with pytest.raises(InputError, match=r"belongs to another run; .*\n  impressions\.seed: 1 in this run, 0 in the "):
+        _distill(out=tmp_path / "run", seed=1)
     with pytest.raises(InputError, match=r"\n  student\.student\.sha256: "):
         _distill(student=trained, out=tmp_path / "run")
 

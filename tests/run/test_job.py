@@ -168,7 +168,7 @@ def test_a_test_set_changes_no_bit_and_is_measured_later_too(tmp_path):
 
 
 def test_an_interrupted_distillation_continues_from_its_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setitem(Distiller.fit.__kwdefaults__, "checkpoint_every", 5)
+    monkeypatch.setitem(Distiller.fit.__kwdefaults__, "checkpoint_seconds", 0.0)
     _, wanted, whole, _ = _run(tmp_path / "whole")
     real, steps = Distiller._step, []
 
@@ -184,7 +184,7 @@ def test_an_interrupted_distillation_continues_from_its_checkpoint(tmp_path, mon
         _run(tmp_path / "run")
     assert (tmp_path / "run/checkpoint").exists() and not RunFolder.read(tmp_path / "run").is_finished
     _, student, run, counts = _run(tmp_path / "run")
-    assert steps == [*range(12), "interrupted", *range(10, 20)]
+    assert steps == [*range(12), "interrupted", *range(12, 20)]
     assert same_tensors(student, wanted)
     assert run.record.distillation.loss == whole.record.distillation.loss
     assert run.student_path.read_bytes() == whole.student_path.read_bytes()
@@ -225,11 +225,11 @@ def test_a_test_set_that_does_not_fit_is_refused_before_anything_is_written(tmp_
 def test_the_folder_of_another_run_is_refused_and_left_alone(tmp_path):
     _run(tmp_path / "run")
     before = _files(tmp_path / "run")
-    more = dataclasses.replace(SYNTHESIS, impressions=24)
-    with pytest.raises(InputError, match=r"another run; .*\n  num_impressions: 24 in this run, 20 in the folder$"):
-        _run(tmp_path / "run", more)
-    with pytest.raises(InputError, match=r"\n  student\.recipe\.steps: 21 in this run, 20 in the folder$"):
-        _run(tmp_path / "run", steps=21)
+    other = dataclasses.replace(SYNTHESIS, temperature=5.0)
+    with pytest.raises(
+        InputError, match=r"another run; .*\n  impressions\.recipe\.temperature: 5\.0 in this run, 20\.0 "
+    ):
+        _run(tmp_path / "run", other)
     with pytest.raises(InputError, match=r"\n  student\.student\.sha256: "):
         _run(tmp_path / "run", student=vector_classifier(seed=6))
     assert _files(tmp_path / "run") == before

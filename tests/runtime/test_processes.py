@@ -50,7 +50,17 @@ def _set_world(monkeypatch, **variables):
         monkeypatch.setenv(name, value)
 
 
-def _start(words, size):
+# The command line with a checkpoint five times a second.
+OFTEN = """
+import sys
+from zskd_fast.cli.main import main
+from zskd_fast.distillation.distiller import Distiller
+Distiller.fit.__kwdefaults__["checkpoint_seconds"] = 0.2
+sys.exit(main())
+"""
+
+
+def _start(words, size, *, program=("-m", "zskd_fast")):
     """Start the ranks without torchrun, so that a test can kill them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -59,7 +69,7 @@ def _start(words, size):
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "zskd_fast", *map(str, words)],
+            [sys.executable, *program, *map(str, words)],
             env={**os.environ, **shared, **address, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -221,7 +231,7 @@ def test_killed_processes_resume_to_the_weights_of_an_uninterrupted_run(tmp_path
     assert main(*SYNTHESIZE, "--out", "store") == 0
     words = [*DISTILL, "--distillation.steps", "700", "--threads", "1"]
     _finish(_start([*words, "--out", "whole"], 2))
-    killed = _start([*words, "--out", "killed"], 2)
+    killed = _start([*words, "--out", "killed"], 2, program=("-c", OFTEN))
     checkpoint = tmp_path / "killed" / "checkpoint"
     deadline = time.monotonic() + 120
     while not checkpoint.exists():

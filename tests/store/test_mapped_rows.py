@@ -62,6 +62,15 @@ def test_rows_are_float32_in_the_order_of_the_ids_given(tmp_path, store_dtype):
         assert rows[ids].dtype == torch.float32
 
 
+@pytest.mark.parametrize("store_dtype", ["float32", "bfloat16"])
+def test_no_rows_are_possible_too(tmp_path, store_dtype):
+    none = torch.empty(0, dtype=torch.int64)
+    store = _store(tmp_path / "a", store_dtype=store_dtype)
+    for name, width in (("x", [0, 1, 8, 8]), ("teacher_logits", [0, 4]), ("loss", [0])):
+        rows = MappedRows(store, name)[none]
+        assert list(rows.shape) == width and rows.dtype == torch.float32
+
+
 @pytest.mark.parametrize("recipe", [{"augmentation": AUGMENTED}, {"augmentation": NOISE, "relabel": False}])
 def test_a_student_of_mapped_files_has_the_bits_of_one_of_impressions_in_memory(store, recipe):
     from_memory, wanted = _distill(all_impressions(store), **recipe)

@@ -46,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         terminated = isinstance(stop, _Terminated)
         word = "terminated" if terminated else "interrupted"
-        print(f"zskd-fast: {word}; the same command continues from the last finished part", file=sys.stderr)
+        where = f"; the same command continues from {stop}" if str(stop) else ""
+        print(f"zskd-fast: {word}{where}", file=sys.stderr)
         return _TERMINATED if terminated else _INTERRUPTED
 
 
@@ -71,7 +72,10 @@ def parse(argv: Sequence[str]) -> Command:
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a command as Ctrl-C does: unfinished files are removed."""
+    """SIGTERM, which ends a command as Ctrl-C does: unfinished files are removed.
+
+    The text of either is from where the same command continues; it is empty where nothing was finished.
+    """
 
 
 @contextlib.contextmanager

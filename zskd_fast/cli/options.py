@@ -104,7 +104,10 @@ _Input = Annotated[
 ]
 _Synthesis = Annotated[SynthesisRecipe, tyro.conf.arg(help="How the impressions are made.")]
 _Distillation = Annotated[DistillationRecipe, tyro.conf.arg(help="How the student learns from the impressions.")]
-_RunFolder = Annotated[Path, tyro.conf.arg(help="Folder of the results; an interrupted run in it is continued.")]
+_RunFolder = Annotated[
+    Path,
+    tyro.conf.arg(help="Folder of the results; an interrupted run in it is continued, a smaller one is extended."),
+]
 _Trace = Annotated[
     Path | None,
     tyro.conf.arg(help="File for a trace of a few steps, written before the job (JSON, for ui.perfetto.dev)."),

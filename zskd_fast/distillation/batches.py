@@ -29,8 +29,9 @@ class Batch:
 class Batches:
     """Give the batch of any step; it depends on (seed, step) only, so a resumed run sees the same batches.
 
-    Each process of the world has its share of a batch. Every input of fresh noise is used only once; it comes from
-    (seed, position in the run).
+    Each process of the world has its share of a batch: shares differ by at most one impression and one input of fresh
+    noise, and by at most one row in all. Every input of fresh noise is used only once; it comes from (seed, position in
+    the run).
     """
 
     def __init__(
@@ -46,16 +47,14 @@ class Batches:
         self._x, self._recipe, self._spec = x, recipe, input_spec
         self._seed, self._device = seed, device
         self._order = _SampleOrder(len(x), seed, device)
-        is_fresh = _spread(recipe.fresh_noise.count(recipe.batch_size), recipe.batch_size)
-        self._num_stored = int((~is_fresh).sum())
+        share = _Share.of(recipe, world)
+        self._num_stored = share.num_stored
         # Indices, not masks: on a GPU the host would wait for a mask in each step.
-        share = torch.arange(world.rank, recipe.batch_size, world.size)
-        self._share = share.to(device)
-        stored_rows = (~is_fresh[share]).nonzero()[:, 0]
-        self._stored_rows = stored_rows.to(device)
-        self._fresh_rows = is_fresh[share].nonzero()[:, 0].to(device)
+        self._share = share.rows.to(device)
+        self._stored_rows = (~share.is_fresh).nonzero()[:, 0].to(device)
+        self._fresh_rows = share.is_fresh.nonzero()[:, 0].to(device)
         # Which of the step's impressions this process takes.
-        self._taken = ((~is_fresh).cumsum(0) - 1)[share[stored_rows]].to(device)
+        self._taken = torch.arange(share.num_stored, device=device)[world.rank :: world.size]
 
     def of(self, step: int) -> Batch:
         """Return this process's share of the batch of a step."""
@@ -79,6 +78,30 @@ class Batches:
             clamp=True,
         )
         return x
+
+
+@dataclass(frozen=True)
+class _Share:
+    """The rows of a batch that a process takes, in the order in which they are mixed with one another."""
+
+    rows: torch.Tensor
+    """[n] int64: places in the batch."""
+    is_fresh: torch.Tensor
+    """[n] bool: whether a row is fresh noise, evenly spread, since a row is mixed with the next."""
+    num_stored: int
+    """Impressions in the batches of all processes together."""
+
+    @classmethod
+    def of(cls, recipe: DistillationRecipe, world: World) -> "_Share":
+        """Deal the impressions, then the fresh noise to the processes in turn; a process alone takes the batch."""
+        in_batch = _spread(recipe.fresh_noise.count(recipe.batch_size), recipe.batch_size)
+        all_stored, all_fresh = (~in_batch).nonzero()[:, 0], in_batch.nonzero()[:, 0]
+        stored = all_stored[world.rank :: world.size]
+        fresh = all_fresh[(world.rank - len(all_stored)) % world.size :: world.size]
+        is_fresh = _spread(len(fresh), len(stored) + len(fresh))
+        rows = torch.empty(len(is_fresh), dtype=torch.int64)
+        rows[~is_fresh], rows[is_fresh] = stored, fresh
+        return cls(rows, is_fresh, len(all_stored))
 
 
 class _SampleOrder:
@@ -113,6 +136,6 @@ class _SampleOrder:
 
 
 def _spread(count: int, size: int) -> torch.Tensor:
-    """Mark ``count`` of ``size`` rows, evenly spread, since a row is mixed with the next: bool [size]."""
+    """Mark ``count`` of ``size`` rows, evenly spread: bool [size]."""
     rows = torch.arange(size)
     return (rows + 1) * count // size > rows * count // size

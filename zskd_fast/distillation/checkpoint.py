@@ -1,6 +1,7 @@
 """Checkpoints of a distillation: one file of torch.save from which it continues as if it had never stopped."""
 
 import io
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,11 @@ class TrainingState:
     evaluations: list[tuple[int, float]] = field(default_factory=list)
     step: int = 0
     """Steps done."""
+
+    @property
+    def are_losses_finite(self) -> bool:
+        """Whether no step had a loss that is NaN or infinite; a GPU is waited for."""
+        return bool(torch.isfinite(self.losses[: self.step]).all())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +92,34 @@ class Checkpoint:
         state.losses[: state.step] = content["losses"]
         state.learning_rates = content["learning_rates"]
         state.evaluations = content["evaluations"]
+
+
+class Saver:
+    """Save a checkpoint from time to time.
+
+    A state whose losses are not all finite is not saved, since its student is lost.
+    """
+
+    def __init__(self, file: Checkpoint, *, seconds: float, step: int):
+        if not seconds >= 0:
+            raise InputError(f"checkpoint_seconds must be 0 or more, got {seconds}")
+        self.step = step
+        """Step of the file; the same run would continue from it."""
+        self._file = file
+        self._seconds = seconds
+        self._last = time.monotonic()
+
+    @property
+    def is_due(self) -> bool:
+        """Whether this many seconds have passed since the last checkpoint."""
+        return time.monotonic() - self._last >= self._seconds
+
+    def save(self, state: TrainingState) -> None:
+        """Save a state after a finished step. Raises InputError if the file cannot be written."""
+        if state.are_losses_finite:
+            self._file.save(state)
+            self.step = state.step
+        self._last = time.monotonic()
 
 
 def _read(path: Path) -> dict[str, Any]:

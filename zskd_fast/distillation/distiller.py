@@ -18,7 +18,7 @@ from zskd_fast.config.input_spec import InputSpec
 from zskd_fast.config.recipe import DistillationRecipe
 from zskd_fast.distillation.augmentation import check_augmentation
 from zskd_fast.distillation.batches import Batches
-from zskd_fast.distillation.checkpoint import Checkpoint, TrainingIdentity, TrainingState
+from zskd_fast.distillation.checkpoint import Checkpoint, Saver, TrainingIdentity, TrainingState
 from zskd_fast.distillation.dormant_units import reset_dormant_units
 from zskd_fast.errors import InputError
 from zskd_fast.models.classifier import (
@@ -33,6 +33,7 @@ from zskd_fast.models.cpu_overrides import cpu_overrides
 from zskd_fast.runtime.processes import World, joined
 from zskd_fast.runtime.progress import progress_bar
 from zskd_fast.runtime.seeds import check_seed
+from zskd_fast.runtime.signals import StopRequest, continuing_from, signals_deferred
 from zskd_fast.runtime.timing import PhaseTimer
 from zskd_fast.store.impressions import Impressions
 from zskd_fast.store.mapped_rows import MappedRows
@@ -119,7 +120,7 @@ class Distiller:
         evaluate: Callable[[nn.Module], float] | None = None,
         evaluate_every: int = 0,
         checkpoint: str | Path | None = None,
-        checkpoint_every: int = 500,
+        checkpoint_seconds: float = 30.0,
     ) -> DistillationHistory:
         """Train the student in place; the same seed gives the same bits.
 
@@ -127,9 +128,11 @@ class Distiller:
         read from the mapped files and which may be larger than memory, or a tensor x[N, *shape] in the raw range, which
         needs ``relabel``. A store is not hashed here: see ``zskd_fast.store.verify.require_whole``. ``evaluate`` is
         called with the student in eval mode every ``evaluate_every`` steps (0: never) and at the end; its value is
-        recorded and changes nothing. ``checkpoint`` names a file that is written every ``checkpoint_every`` steps (0:
-        never) and at the end; if it exists, the run continues from it. In a process group all processes pass the same
-        arguments and read the same file; only the first writes it, evaluates and shows progress.
+        recorded and changes nothing. ``checkpoint`` names a file that is written every ``checkpoint_seconds`` seconds
+        (0: after every step; infinity: never) and at the end; if it exists, the run continues from it. With it, SIGTERM
+        and Ctrl-C wait until the step is finished and the file is written. In a process group all processes pass the
+        same arguments and read the same file, and a signal to one stops all after the same step; only the first writes
+        the file, evaluates and shows progress.
 
         Raises InputError if the data do not fit, the checkpoint is another run's, or the loss becomes NaN.
         """
@@ -142,6 +145,7 @@ class Distiller:
         file = self._checkpoint(checkpoint, x, teacher_logits, world)
         if file:
             file.restore(state)
+        saver = Saver(file, seconds=checkpoint_seconds, step=state.step) if file else None
         self._check_same_step(state, world)
         x = x.to(self.device)
         if teacher_logits is not None:
@@ -155,19 +159,22 @@ class Distiller:
             unit="step",
             shown=progress and world.is_first,
         )
-        with self._training(), bar:
-            while state.step < self.recipe.steps:
+        with self._stoppable(saver, world) as request, self._training(), bar:
+            is_stopped, told = False, torch.zeros((), device=self.device)
+            while state.step < self.recipe.steps and not is_stopped:
                 self._step(state, student, batches, teacher_logits, world)
                 bar.update()
-                is_due_to_save = file is not None and self._is_due(state, checkpoint_every)
-                if is_due_to_save or self._is_due(state, _CHECK_EVERY):
+                if self._is_due(state, _CHECK_EVERY):
                     _require_finite_losses(state)
                     bar.set_postfix(loss=f"{float(state.losses[state.step - 1]):.4f}", refresh=False)
                 if world.is_first and evaluate and self._is_due(state, evaluate_every):
                     state.evaluations.append((state.step, self._evaluate(evaluate)))
-                if world.is_first and file and is_due_to_save:
+                if saver is None:
+                    continue
+                is_stopped, told = self._is_stopped(request, told, world)
+                if world.is_first and (is_stopped or saver.is_due or state.step == self.recipe.steps):
                     with self.timer("io"):
-                        file.save(state)
+                        saver.save(state)
         return DistillationHistory(
             loss=state.losses.tolist(),
             learning_rate=state.learning_rates,
@@ -236,6 +243,27 @@ class Distiller:
             data["teacher_logits"] = _sha256(teacher_logits)
         identity = TrainingIdentity(student=self.identity, impressions=data, processes=world.size)
         return Checkpoint(Path(path), identity)
+
+    @contextlib.contextmanager
+    def _stoppable(self, saver: Saver | None, world: World) -> Iterator[StopRequest]:
+        """Let signals wait for the end of a step if a checkpoint is kept; a KeyboardInterrupt names its step."""
+        if saver is None:
+            yield StopRequest()
+            return
+        finished = continuing_from(lambda: f"step {saver.step:,} of {self.recipe.steps:,}" if world.is_first else "")
+        with finished, signals_deferred() as request:
+            yield request
+
+    def _is_stopped(self, request: StopRequest, told: torch.Tensor, world: World) -> tuple[bool, torch.Tensor]:
+        """Return whether to stop now, the same in all processes, and how many of them have got a signal.
+
+        With several processes the answer is that of the step before (``told``), for which no device needs to wait.
+        """
+        if world.size == 1:
+            return bool(request), told
+        if told:
+            request.make()
+        return bool(told), world.sum(torch.full_like(told, float(bool(request))))
 
     @contextlib.contextmanager
     def _training(self) -> Iterator[None]:
@@ -320,8 +348,8 @@ def _sha256(rows: Rows) -> str:
 
 def _require_finite_losses(state: TrainingState) -> None:
     """Raise InputError that names the first step with a loss that is NaN or infinite: the student is lost then."""
-    finite = torch.isfinite(state.losses[: state.step])
-    if not finite.all():
+    if not state.are_losses_finite:
+        finite = torch.isfinite(state.losses[: state.step])
         step = int((~finite).nonzero()[0]) + 1
         raise InputError(f"the distillation loss became NaN or infinite at step {step}; lower max_learning_rate")
 

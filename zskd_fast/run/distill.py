@@ -56,8 +56,9 @@ def distill(
         impressions: number of impressions, in place of the recipe's.
         steps: training steps of the student, in place of the recipe's.
         seed: source of every random number; the same seed gives the same bits on the same machine.
-        out: folder of impressions, student, record and checkpoint. The same call continues an interrupted run there.
-            None uses a temporary folder, which is removed.
+        out: folder of impressions, student, record and checkpoint. The same call continues an interrupted run there;
+            one with more impressions or other numbers of the student keeps the impressions and the student that are
+            there and trains another one. None uses a temporary folder, which is removed.
         layer: name of the teacher's classifier layer, or its weights [K, D], if it cannot be found.
         logits_fn, student_logits_fn: pick the logits out of what a model returns, if that is not one tensor.
         test: real images on which accuracies are measured, for the record only.

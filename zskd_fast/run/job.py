@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,10 @@ from zskd_fast.models.checkpoint_files import load_state, save_weights
 from zskd_fast.models.classifier import Classifier
 from zskd_fast.real_data.evaluation import TestSet, accuracy
 from zskd_fast.run.run_folder import Accuracy, DistillationRecord, RunFolder, SynthesisRecord
+from zskd_fast.run.summary import print_change
 from zskd_fast.runtime.environment import environment
 from zskd_fast.runtime.files import sha256
-from zskd_fast.runtime.processes import joined
+from zskd_fast.runtime.processes import World, joined
 from zskd_fast.store.store import Store
 from zskd_fast.store.verify import require_same_teacher, require_whole
 from zskd_fast.synthesis.class_similarity import class_similarity
@@ -72,7 +74,10 @@ def run_job(
 ) -> RunFolder:
     """Make the impressions and distill the student, or continue an interrupted run in the same folder.
 
-    Everything that the user gave is checked before anything is written. ``layer`` is that of `Synthesizer`.
+    The folder of a run with fewer impressions or other numbers of the student is taken over: the impressions in it are
+    kept, the missing ones are made, and the student is trained from the start beside the one before (see `RunFolder`).
+    A run that was finished before is only loaded. Everything that the user gave is checked before anything is written.
+    ``layer`` is that of `Synthesizer`.
     """
     synthesizer = Synthesizer(job.teacher, job.input_spec, synthesis, seed=job.seed, layer=layer)
     distiller = job.distiller()
@@ -82,6 +87,8 @@ def run_job(
     run = RunFolder.open_or_create(job.out, identity)
     if run.is_finished:
         return _shown_again(job, run)
+    if progress:
+        print_change(run)
     with run.locked():
         store = Store.open_or_create(
             run.impressions_path,
@@ -89,6 +96,7 @@ def run_job(
             impressions=synthesis.impressions,
             shard_size=synthesis.shard_size,
         )
+        run.begin()
         summary = synthesize(synthesizer, store, progress=progress)
         if summary.made:
             run.record.synthesis = SynthesisRecord(summary.made, summary.seconds, summary.phase_seconds)
@@ -103,24 +111,49 @@ def run_job(
 def distill_store(job: Job, store: Store, *, progress: bool = True) -> RunFolder | None:
     """Distill the student from a finished store of impressions of the same teacher.
 
-    In a process group all processes train together; the first keeps the folder, the others return None.
+    A folder is continued, taken over or only loaded as by `run_job`. In a process group all processes train together;
+    the first keeps the folder, the others return None.
     """
     require_same_teacher(store, job.teacher)
     world, made = joined(), store.identity
     distiller = job.distiller()
     require_whole(store, job.device, world)
     identity = RunIdentity(impressions=made, num_impressions=store.num_impressions, student=distiller.identity)
-    run = RunFolder.open_or_create(job.out, identity) if world.is_first else None
-    if world.from_first(bool(run and run.is_finished), job.device):
-        return run and _shown_again(job, run)
-    if run is None:
-        _fit(job, distiller, store, progress)
-        return None
-    run.record.impressions = str(store.folder.absolute())
-    if not made.layer.startswith("matrix "):  # a matrix given in place of the layer is not in the store
-        run.record.class_similarity = class_similarity(job.teacher.model, layer=made.layer).tolist()
-    with run.locked():
+    with contextlib.ExitStack() as held:
+        run = _begun(job, identity, world, held, progress)
+        if world.from_first(bool(run and run.is_finished), job.device):
+            return run and _shown_again(job, run)
+        if run is None:
+            _fit(job, distiller, store, progress)
+            return None
+        run.record.impressions = str(store.folder.absolute())
+        if not made.layer.startswith("matrix "):  # a matrix given in place of the layer is not in the store
+            run.record.class_similarity = class_similarity(job.teacher.model, layer=made.layer).tolist()
         _distill(job, run, distiller, store, progress)
+    return run
+
+
+def _begun(
+    job: Job, identity: RunIdentity, world: World, held: contextlib.ExitStack, progress: bool
+) -> RunFolder | None:
+    """Open the folder, in the first process, and begin an unfinished run with its lock held.
+
+    The others return None, once they may read the checkpoint. What the first raises as InputError, all raise.
+    """
+    run, refusal = None, ""
+    if world.is_first:
+        try:
+            run = RunFolder.open_or_create(job.out, identity)
+            if not run.is_finished:
+                if progress:
+                    print_change(run)
+                held.enter_context(run.locked())
+                run.begin()
+        except InputError as error:
+            refusal = str(error)
+    refusal = world.from_first(refusal, job.device)
+    if refusal:
+        raise InputError(refusal)
     return run
 
 
@@ -168,9 +201,11 @@ def _finish(job: Job, run: RunFolder) -> None:
 def _shown_again(job: Job, run: RunFolder) -> RunFolder:
     """Load the student of a finished run; measure only an accuracy that was not asked for before."""
     job.student.model.load_state_dict(load_state(run.student_path))
+    run.remark = "was finished before; nothing was left to do"
     if job.test is not None and run.record.accuracy is None:
         run.record.accuracy = _measured(job)
         run.save()
+        run.remark = "was finished before; only its accuracy was measured"
     return run
 
 

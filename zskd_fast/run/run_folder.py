@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +75,21 @@ class RunRecord:
 class RunFolder:
     """The folder of a run: run.json, impressions/, student.safetensors and report.html.
 
-    A folder belongs to one run, told by its identity; a folder of another run, or with other files, is refused before
-    anything is written.
+    A folder belongs to one run, told by its identity. A run with more impressions, or with other numbers of the
+    student, takes the folder over: it keeps the impressions that exist and trains the student from the start. Nothing
+    of the run before is lost: its files are kept under names with its short identity, such as
+    student-1a2b3c4d.safetensors, and are found again when it is asked for again. A folder of any other run, or with
+    other files, is refused before anything is written.
     """
 
-    def __init__(self, folder: Path, record: RunRecord) -> None:
+    def __init__(self, folder: Path, record: RunRecord, *, name: str = "", before: RunRecord | None = None) -> None:
         self.folder = folder
         self.record = record
+        self.before = before
+        """The run whose folder this one takes over."""
+        self.remark = ""
+        """What the summary says of a run that was finished before."""
+        self._name = name
 
     @classmethod
     def read(cls, folder: str | Path) -> RunFolder:
@@ -91,32 +99,48 @@ class RunFolder:
 
     @classmethod
     def open_or_create(cls, folder: str | Path, identity: RunIdentity) -> RunFolder:
-        """Open the folder of the run with this identity, or start a new one.
+        """Open the folder of the run with this identity, take over that of a smaller one, or start a new one.
 
         Raises InputError when the folder is another run's (one line per differing field), holds other files or cannot
-        be written.
+        be written. A folder that is taken over is unchanged until ``begin``.
         """
         folder = Path(folder)
         require_writable(folder)
         if (folder / "run.json").exists():
-            run = cls.read(folder)
-            run._require_same(identity)
-            return run
+            return cls.read(folder)._run_of(identity)
         _require_empty(folder)
         folder.mkdir(parents=True, exist_ok=True)
         run = cls(folder, RunRecord(identity=identity))
         run.save()
         return run
 
+    def begin(self) -> None:
+        """Start the work on an unfinished run, with the lock held: set aside what the run before left.
+
+        An interruption at any point leaves a folder in which either run continues.
+        """
+        if self.before is not None:
+            earlier = RunFolder(self.folder, self.before, name=short_identity(self.before.identity))
+            if RunFolder(self.folder, self.before).is_finished:
+                earlier.save()
+            _move(self.student_path, earlier.student_path)
+            _move(self.report_path, earlier.report_path)
+            _move(self.checkpoint_path, earlier.checkpoint_path)
+            self.save()
+            self.before = None
+        if not self.checkpoint_path.exists():
+            name = short_identity(self.record.identity)
+            _move(RunFolder(self.folder, self.record, name=name).checkpoint_path, self.checkpoint_path)
+
     @property
     def student_path(self) -> Path:
         """File of the student's weights."""
-        return self.folder / "student.safetensors"
+        return self._path("student.safetensors")
 
     @property
     def checkpoint_path(self) -> Path:
         """File of the checkpoint, which exists while the run is unfinished."""
-        return self.checkpoint_of(self.folder)
+        return self._path("checkpoint")
 
     @staticmethod
     def checkpoint_of(folder: str | Path) -> Path:
@@ -126,7 +150,7 @@ class RunFolder:
     @property
     def report_path(self) -> Path:
         """File of the report."""
-        return self.folder / "report.html"
+        return self._path("report.html")
 
     @property
     def impressions_path(self) -> Path:
@@ -143,7 +167,12 @@ class RunFolder:
     def save(self) -> None:
         """Write the record; a reader sees the old one or the new one."""
         text = json.dumps(to_plain(self.record), indent=1)
-        write_atomically(self.folder / "run.json", text.encode())
+        write_atomically(self._path("run.json"), text.encode())
+
+    @property
+    def changes(self) -> list[str]:
+        """One line per field in which the run whose folder this one takes over differs; none if there is none."""
+        return [] if self.before is None else _differences(self.record.identity, self.before.identity)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -153,11 +182,47 @@ class RunFolder:
                 raise InputError(f"another process is working in {self.folder}; wait until it has ended")
             yield
 
-    def _require_same(self, identity: RunIdentity) -> None:
-        lines = differences(identity, self.record.identity, here="in this run", there="in the folder")
-        if lines:
-            shown = "\n  ".join(lines)
+    def _path(self, file: str) -> Path:
+        stem, dot, suffix = file.partition(".")
+        return self.folder / (f"{stem}-{self._name}{dot}{suffix}" if self._name else file)
+
+    def _run_of(self, identity: RunIdentity) -> RunFolder:
+        """Return the run with this identity: this one, one that was set aside finished, or one that takes over."""
+        aside = RunFolder(self.folder, self.record, name=short_identity(identity))
+        if aside._path("run.json").exists():
+            aside.record = _read_record(aside._path("run.json"))
+            if aside.record.identity == identity and aside.is_finished:
+                return aside
+        if self.record.identity == identity:
+            return self
+        self._require_smaller(identity)
+        return RunFolder(self.folder, RunRecord(identity=identity), before=self.record)
+
+    def _require_smaller(self, identity: RunIdentity) -> None:
+        """Raise InputError unless this run has the same or fewer impressions, and differs in nothing else but numbers
+        of the student."""
+        mine = self.record.identity
+        student = replace(identity.student, recipe=mine.student.recipe)
+        if replace(identity, num_impressions=mine.num_impressions, student=student) != mine:
+            shown = "\n  ".join(_differences(identity, mine))
             raise InputError(f"{self.folder} belongs to another run; choose another --out. It differs in:\n  {shown}")
+        if identity.num_impressions < mine.num_impressions:
+            counts = f"{mine.num_impressions:,} impressions, wanted {identity.num_impressions:,}"
+            raise InputError(f"{self.folder} holds a run of {counts}; a run can only grow, so choose another --out")
+
+
+def short_identity(identity: RunIdentity) -> str:
+    """Return eight hexadecimal digits that stand for an identity in the names of files."""
+    return sha256(json.dumps(to_plain(identity), sort_keys=True).encode())[:8]
+
+
+def _differences(now: RunIdentity, before: RunIdentity) -> list[str]:
+    return differences(now, before, here="in this run", there="in the folder")
+
+
+def _move(path: Path, to: Path) -> None:
+    if path.exists():
+        path.replace(to)
 
 
 def _require_empty(folder: Path) -> None:

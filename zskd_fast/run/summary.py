@@ -1,13 +1,31 @@
-"""The summary that a finished run prints."""
+"""What a run prints: at its start, how it differs from the run whose folder it takes over; at its end, a summary."""
 
 from __future__ import annotations
 
-from zskd_fast.run.run_folder import RunFolder
+import sys
+
+from zskd_fast.run.run_folder import RunFolder, short_identity
+
+
+def print_change(run: RunFolder) -> None:
+    """Say on stderr what happens to the run whose folder this one takes over, if it does."""
+    if run.before is None:
+        return
+    name, kept = short_identity(run.before.identity), ""
+    if run.before.finished:
+        kept = f"; the earlier one is kept as student-{name}.safetensors"
+    elif run.checkpoint_path.exists():
+        kept = f"; the checkpoint of the earlier one is kept as checkpoint-{name}"
+    changes = "".join(f"\n  {line}" for line in run.changes)
+    print(f"{run.folder} holds an earlier run, which differs in:{changes}", file=sys.stderr)
+    print(f"The student is trained from the start{kept}.", file=sys.stderr)
 
 
 def print_run(run: RunFolder) -> None:
     """Print accuracies, impressions per second, seconds per phase, peak memory and the path of the student."""
     record = run.record
+    if run.remark:
+        _line("run", run.remark)
     for role in ("teacher", "student"):
         _line(role, f"{record.names[role]}, {record.parameters[role]:,} parameters{_accuracy(run, role)}")
     made, seconds = record.synthesis.made, record.synthesis.seconds

@@ -42,7 +42,8 @@ class MappedRows:
         for row, impression in enumerate(ids.tolist()):
             shard, offset = divmod(impression, self._shard_size)
             picked[row] = self._bytes[shard][offset]
-        values = torch.from_numpy(picked).view(self._shards[0].dtype).reshape(-1, *self.shape[1:])
+        # Viewed flat, and with the number of rows, so that no rows are possible, too.
+        values = torch.from_numpy(picked.reshape(-1)).view(self._shards[0].dtype).reshape(len(ids), *self.shape[1:])
         return values.to(ids.device, torch.float32)
 
     def to(self, device: torch.device) -> "torch.Tensor | MappedRows":

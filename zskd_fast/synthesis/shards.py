@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from zskd_fast.runtime.processes import World
 from zskd_fast.runtime.progress import progress_bar
+from zskd_fast.runtime.signals import continuing_from
 from zskd_fast.store.store import Store
 from zskd_fast.synthesis.synthesizer import Synthesizer
 
@@ -46,15 +47,19 @@ def synthesize(
     faulty = [shard for shard in share if store.fault(shard)]
     count = {"made": 0, "reused": _size(store, share) - _size(store, faulty), "elsewhere": 0}
     steps = max(synthesizer.recipe.steps, 1)
-    with progress_bar(
-        "impressions",
-        total=_size(store, share) * steps,
-        done=count["reused"] * steps,
-        unit="impression",
-        shown=progress and bool(faulty),
-        unit_scale=1 / steps,
-        bar_format=_BAR,
-    ) as bar:
+    finished = continuing_from(lambda: f"{count['reused'] + count['made']:,} of {_size(store, share):,} impressions")
+    with (
+        finished,
+        progress_bar(
+            "impressions",
+            total=_size(store, share) * steps,
+            done=count["reused"] * steps,
+            unit="impression",
+            shown=progress and bool(faulty),
+            unit_scale=1 / steps,
+            bar_format=_BAR,
+        ) as bar,
+    ):
         for shard in faulty:
             count[_make_shard(synthesizer, store, shard, bar)] += len(store.shard_ids(shard))
     return SynthesisSummary(**count, seconds=time.perf_counter() - start, phase_seconds=dict(synthesizer.timer.seconds))
