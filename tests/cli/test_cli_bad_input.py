@@ -63,7 +63,7 @@ def bad_inputs() -> Iterator[tuple[str, list[str], str]]:
     yield "no file", replaced("--weights", "none.safetensors"), "none.safetensors: no such file"
     yield "truncated", replaced("--weights", "cut.safetensors"), "cut.safetensors: truncated"
     yield "foreign", replaced("--weights", "foreign.safetensors"), "missing 1.weight, 1.bias, 3.weight"
-    yield "not weights-only", replaced("--weights", "whole.pt"), "save model.state_dict() instead"
+    yield "not weights-only", replaced("--weights", "whole.pt"), "holds a whole pickled model or other object"
     yield "tuple", _fresh("Tuple"), "logits_fn"
     yield "logits_fn fails", [*_fresh("teacher"), "--logits-fn", "builtins:float"], "the teacher's logits_fn fails on"
     yield "ambiguous layer", _fresh("Sum"), "left"

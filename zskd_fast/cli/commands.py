@@ -87,7 +87,7 @@ def _run(command: Demo | Run, job: Job, teacher: TeacherWithLayer) -> int:
     if command.profile:
         profile_job(job, synthesis, command.profile, layer=layer)
         _print_trace(command.profile)
-    _conclude(run_job(job, synthesis, layer=layer))
+    _conclude(run_job(job, synthesis, layer=layer), teacher)
     return 0
 
 
@@ -100,7 +100,7 @@ def _(command: Distill) -> int:
     with process_group(job.device):
         run = distill_store(job, store)
     if run:
-        _conclude(run)
+        _conclude(run, command.teacher)
     return 0
 
 
@@ -222,7 +222,9 @@ def _device(processor: Processor) -> torch.device:
 
 
 def _load_teacher(options: Teacher, spec: InputSpec | None, processor: Processor) -> Classifier:
-    source = ModelSource(model=options.teacher, weights=options.weights, logits_fn=options.logits_fn)
+    source = _teacher_source(options)
+    if source.note and launched().is_first:
+        print(f"zskd-fast: {source.note}; --weights gives one", file=sys.stderr)
     teacher = load_classifier(source, spec, device=_device(processor))
     if spec is None and launched().is_first:
         print(f"input         {teacher.input_spec}, from the teacher's own files")
@@ -233,6 +235,15 @@ def _layer(teacher: TeacherWithLayer) -> str | torch.Tensor | None:
     return load_matrix(teacher.layer_weights) if teacher.layer_weights else teacher.layer
 
 
+def _teacher_source(options: Teacher) -> ModelSource:
+    return ModelSource(
+        model=options.teacher,
+        weights=options.weights,
+        weights_key=options.weights_key,
+        logits_fn=options.logits_fn,
+    )
+
+
 def _job(command: Demo | Run | Distill, spec: InputSpec | None, teacher: Teacher, student: Student) -> Job:
     if not isinstance(command, Distill):
         require_alone(type(command).__name__.lower())
@@ -240,7 +251,12 @@ def _job(command: Demo | Run | Distill, spec: InputSpec | None, teacher: Teacher
             require_writable_trace(command.profile)
     require_writable(command.out)
     loaded = _load_teacher(teacher, spec, command.machine)
-    source = ModelSource(model=student.student, weights=student.student_weights, logits_fn=student.student_logits_fn)
+    source = ModelSource(
+        model=student.student,
+        weights=student.student_weights,
+        weights_key=student.student_weights_key,
+        logits_fn=student.student_logits_fn,
+    )
     seed, spec = command.machine.seed, loaded.input_spec
     return Job(
         teacher=loaded,
@@ -267,8 +283,8 @@ def _print_trace(path: Path) -> None:
     print(f"profile       {path}, {STEPS} steps of one batch")
 
 
-def _conclude(run: RunFolder) -> None:
-    print_run(run)
+def _conclude(run: RunFolder, teacher: Teacher) -> None:
+    print_run(run, teacher_note=_teacher_source(teacher).note)
     absent = missing_extras()
     if absent:
         print(f"report        not written, it needs {' and '.join(absent)}: pip install 'zskd_fast[report]'")

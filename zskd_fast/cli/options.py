@@ -55,9 +55,11 @@ class Teacher:
     """The trained classifier."""
 
     teacher: str | None = None
-    """The teacher: package.module:callable, called without arguments; not needed for a torch.export program."""
+    """The teacher: package.module:callable, called without arguments; not needed for a whole model as weights."""
     weights: Path | None = None
-    """The teacher's weights: .safetensors, .pt or .pth with tensors only, or a torch.export program (.pt2)."""
+    """The teacher's weights in a file of torch.save or safetensors, or a TorchScript or torch.export program."""
+    weights_key: str | None = None
+    """Place of the weights in the file, such as state_dict_ema or ema.module, if several fit the teacher."""
     logits_fn: str | None = None
     """package.module:callable that picks the logits out of the teacher's output, if that is not one tensor."""
 
@@ -77,9 +79,11 @@ class Student:
     """The model that learns."""
 
     student: str | None = None
-    """The student: package.module:callable, called without arguments; not needed for a torch.export program."""
+    """The student: package.module:callable, called without arguments; not needed for a whole model as weights."""
     student_weights: Path | None = None
     """Initial weights of the student, in a file like the teacher's; without it the seed decides them."""
+    student_weights_key: str | None = None
+    """Place of the student's weights in their file, if several fit."""
     student_logits_fn: str | None = None
     """package.module:callable that picks the logits out of the student's output, if that is not one tensor."""
 

@@ -21,13 +21,18 @@ def print_change(run: RunFolder) -> None:
     print(f"The student is trained from the start{kept}.", file=sys.stderr)
 
 
-def print_run(run: RunFolder) -> None:
-    """Print accuracies, impressions per second, seconds per phase, peak memory and the path of the student."""
+def print_run(run: RunFolder, *, teacher_note: str | None = None) -> None:
+    """Print accuracies, impressions per second, seconds per phase, peak memory and the path of the student.
+
+    ``teacher_note`` is what the loader has to say about the teacher's weights.
+    """
     record = run.record
     if run.remark:
         _line("run", run.remark)
     for role in ("teacher", "student"):
         _line(role, f"{record.names[role]}, {record.parameters[role]:,} parameters{_accuracy(run, role)}")
+        if role == "teacher" and teacher_note:
+            _line("", teacher_note)
     made, seconds = record.synthesis.made, record.synthesis.seconds
     if made:
         _line("impressions", f"{made:,} in {seconds:.1f} s, {record.synthesis.rate:.1f} per second")
