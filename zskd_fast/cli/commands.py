@@ -44,7 +44,7 @@ from zskd_fast.repro.table import accuracy_table
 from zskd_fast.run.job import Job, distill_store, run_job
 from zskd_fast.run.profiling import STEPS, profile_job, profile_synthesis, require_writable_trace
 from zskd_fast.run.run_folder import RunFolder
-from zskd_fast.run.summary import print_run
+from zskd_fast.run.summary import print_health, print_run
 from zskd_fast.runtime.environment import set_up
 from zskd_fast.runtime.files import require_writable
 from zskd_fast.runtime.processes import World, launched, process_group, require_alone
@@ -138,6 +138,7 @@ def _print_synthesis(summary: SynthesisSummary, store: Path, world: World) -> No
     print(f"{who}              {summary.reused:,} existed already")
     if summary.elsewhere:
         print(f"{who}              {summary.elsewhere:,} are being made by another process")
+    print_health(summary.health, summary.scaling, who)
     print(f"{who}store         {store}")
 
 

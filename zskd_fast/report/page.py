@@ -19,6 +19,7 @@ from zskd_fast.store.store import Store
 
 _CLASSES_SHOWN = 10
 _IMPRESSIONS_PER_CLASS = 8
+_CLASSES_IN_MAP = 100
 
 
 def render(run: RunFolder) -> str:
@@ -36,13 +37,26 @@ def render(run: RunFolder) -> str:
         cards=list(_cards(record)),
         classes=_classes(store),
         num_classes=store.identity.num_classes,
-        # Empty after `distill` from a store that was made with a weight matrix in place of a layer.
-        similarity=record.class_similarity and Markup(figures.similarity_map(record.class_similarity)),
+        health=record.synthesis.health,
+        scaling=record.synthesis.scaling,
+        **_similarity(run),
         curves=[Markup(svg) for svg in _curves(record)],
         phases=list(_phases(record)),
         recipe=_tables(_recipe(record.identity, store)),
         facts=dict(_flat(_provenance(record))),
     )
+
+
+def _similarity(run: RunFolder) -> dict[str, Any]:
+    """Return the map of the class similarity of the first classes.
+
+    There is none after `distill` from a store that was made with a weight matrix in place of a layer.
+    """
+    matrix = run.class_similarity()
+    if matrix is None:
+        return {"similarity": None, "similarity_classes": 0}
+    shown = matrix[:_CLASSES_IN_MAP, :_CLASSES_IN_MAP]
+    return {"similarity": Markup(figures.similarity_map(shown.tolist())), "similarity_classes": len(shown)}
 
 
 def _cards(record: RunRecord) -> Iterator[tuple[str, str, str]]:
@@ -56,6 +70,10 @@ def _cards(record: RunRecord) -> Iterator[tuple[str, str, str]]:
     yield "student parameters", f"{sizes['student']:,}", f"teacher: {sizes['teacher']:,}"
     rate = f"{record.synthesis.rate:.1f} per second" if record.synthesis.made else "made by another run"
     yield "impressions", f"{record.identity.num_impressions:,}", rate
+    health = record.synthesis.health
+    if health is not None:
+        answered = f"{health.answered_classes:,} of {health.wanted_classes:,} classes answered"
+        yield "reach their class", f"{health.reached:.1%}", answered
     total = record.synthesis.seconds + record.distillation.seconds
     device, threads = record.environment["device"], record.environment["threads"]
     yield "time", _duration(total), f"{device}, {threads} thread{'s' if threads != 1 else ''}"

@@ -24,7 +24,7 @@ from zskd_fast.runtime.files import sha256
 from zskd_fast.runtime.processes import World, joined
 from zskd_fast.store.store import Store
 from zskd_fast.store.verify import require_same_teacher, require_whole
-from zskd_fast.synthesis.class_similarity import class_similarity
+from zskd_fast.synthesis.class_similarity import ClassSimilarity
 from zskd_fast.synthesis.shards import synthesize
 from zskd_fast.synthesis.synthesizer import Synthesizer
 
@@ -100,7 +100,8 @@ def run_job(
         summary = synthesize(synthesizer, store, progress=progress)
         if summary.made:
             run.record.synthesis = SynthesisRecord(summary.made, summary.seconds, summary.phase_seconds)
-        run.record.class_similarity = synthesizer.similarity.tolist()
+        run.record.synthesis.health, run.record.synthesis.scaling = summary.health, summary.scaling
+        run.save_class_similarity(synthesizer.class_similarity)
         run.save()
         if summary.elsewhere:  # every other shard was hashed, or written, by `synthesize`
             require_whole(store, job.device)
@@ -128,7 +129,7 @@ def distill_store(job: Job, store: Store, *, progress: bool = True) -> RunFolder
             return None
         run.record.impressions = str(store.folder.absolute())
         if not made.layer.startswith("matrix "):  # a matrix given in place of the layer is not in the store
-            run.record.class_similarity = class_similarity(job.teacher.model, layer=made.layer).tolist()
+            run.save_class_similarity(ClassSimilarity.of(job.teacher.model, layer=made.layer))
         _distill(job, run, distiller, store, progress)
     return run
 

@@ -9,13 +9,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
+from safetensors import torch as safetensors
+
 from zskd_fast.config.identity import RunIdentity
 from zskd_fast.config.serialization import differences, from_plain, to_plain
 from zskd_fast.errors import InputError
 from zskd_fast.runtime.files import TEMPORARY_SUFFIX, require_writable, sha256, write_atomically
 from zskd_fast.runtime.lock import LOCK_NAME, locked
+from zskd_fast.synthesis.class_similarity import ClassSimilarity
+from zskd_fast.synthesis.health import Health
 
-FORMAT = 2
+FORMAT = 3
+_CLASS_SIMILARITY = "class_similarity"
+_CLASSES_KEPT = 2048
 
 
 @dataclass
@@ -25,6 +33,10 @@ class SynthesisRecord:
     made: int = 0
     seconds: float = 0.0
     phase_seconds: dict[str, float] = field(default_factory=dict)
+    health: Health | None = None
+    """Of all impressions of the run; None after `distill`, which makes none."""
+    scaling: str = ""
+    """One line on the numbers of the recipe that were scaled for the number of classes; empty if none was."""
 
     @property
     def rate(self) -> float:
@@ -62,7 +74,6 @@ class RunRecord:
     finished: bool = False
     names: dict[str, str] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)
-    class_similarity: list[list[float]] = field(default_factory=list)
     synthesis: SynthesisRecord = field(default_factory=SynthesisRecord)
     distillation: DistillationRecord = field(default_factory=DistillationRecord)
     accuracy: Accuracy | None = None
@@ -73,7 +84,7 @@ class RunRecord:
 
 
 class RunFolder:
-    """The folder of a run: run.json, impressions/, student.safetensors and report.html.
+    """The folder of a run: run.json, impressions/, class-similarity.safetensors, student.safetensors and report.html.
 
     A folder belongs to one run, told by its identity. A run with more impressions, or with other numbers of the
     student, takes the folder over: it keeps the impressions that exist and trains the student from the start. Nothing
@@ -156,6 +167,29 @@ class RunFolder:
     def impressions_path(self) -> Path:
         """Folder of the store."""
         return self.folder / self.record.impressions
+
+    @property
+    def class_similarity_path(self) -> Path:
+        """File of the class similarity."""
+        return self.folder / "class-similarity.safetensors"
+
+    def save_class_similarity(self, similarity: ClassSimilarity) -> None:
+        """Write the class similarity, at most its first 2,048 rows and columns (16 MiB)."""
+        matrix = similarity.matrix(_CLASSES_KEPT).cpu()
+        write_atomically(self.class_similarity_path, safetensors.save({_CLASS_SIMILARITY: matrix}))
+
+    def class_similarity(self) -> torch.Tensor | None:
+        """Return what `save_class_similarity` wrote, [k, k] float32; None if nothing was written.
+
+        Raises InputError if the file is damaged.
+        """
+        path = self.class_similarity_path
+        if not path.exists():
+            return None
+        try:
+            return safetensors.load_file(path)[_CLASS_SIMILARITY]
+        except (OSError, SafetensorError, KeyError) as error:
+            raise InputError(f"{path} is not the class similarity of a run: {error}; remove it") from error
 
     @property
     def is_finished(self) -> bool:

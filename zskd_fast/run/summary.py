@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from zskd_fast.run.run_folder import RunFolder, short_identity
+from zskd_fast.synthesis.health import Health
 
 
 def print_change(run: RunFolder) -> None:
@@ -37,11 +38,26 @@ def print_run(run: RunFolder, *, teacher_note: str | None = None) -> None:
     if made:
         _line("impressions", f"{made:,} in {seconds:.1f} s, {record.synthesis.rate:.1f} per second")
         _line("", _phases(record.synthesis.phase_seconds))
+    print_health(record.synthesis.health, record.synthesis.scaling)
     steps = len(record.distillation.loss)
     _line("distillation", f"{steps:,} steps in {record.distillation.seconds:.1f} s")
     _line("", _phases(record.distillation.phase_seconds))
     _line("peak memory", f"{record.peak_memory_bytes / 2**20:,.0f} MiB")
     _line("weights", str(run.student_path))
+
+
+def print_health(health: Health | None, scaling: str, who: str = "") -> None:
+    """Print what was scaled for the number of classes, the health of the impressions, and a warning if they are sick.
+
+    ``who`` stands in front of every line.
+    """
+    if scaling:
+        _line("scaled", scaling, who)
+    if health is None:
+        return
+    _line("health", str(health), who)
+    if health.warning:
+        _line("warning", health.warning, who)
 
 
 def _accuracy(run: RunFolder, role: str) -> str:
@@ -56,5 +72,5 @@ def _phases(seconds: dict[str, float]) -> str:
     return ", ".join(f"{phase} {spent:.1f} s" for phase, spent in longest_first)
 
 
-def _line(caption: str, text: str) -> None:
-    print(f"{caption:<14}{text}")
+def _line(caption: str, text: str, who: str = "") -> None:
+    print(f"{who}{caption:<14}{text}")

@@ -26,7 +26,7 @@ class MappedRows:
     def __init__(self, store: Store, column: str):
         store.require_complete()
         self._shard_size = store.shard_size
-        self._shards = [_mapped(store, shard, column) for shard in range(store.num_shards)]
+        self._shards = [mapped_column(store, shard, column) for shard in range(store.num_shards)]
         self.shape = torch.Size([store.num_impressions, *self._shards[0].shape[1:]])
         # Bytes in numpy: torch takes more than twice as long to pick single rows, and numpy has no bfloat16.
         self._bytes = [shard.reshape(len(shard), -1).view(torch.uint8).numpy() for shard in self._shards]
@@ -59,7 +59,8 @@ class MappedRows:
         return whole
 
 
-def _mapped(store: Store, shard: int, column: str) -> torch.Tensor:
+def mapped_column(store: Store, shard: int, column: str) -> torch.Tensor:
+    """Map one column of a shard: [n, *shape]. Raises InputError that names the shard if it cannot be mapped."""
     path = store.folder / shard_name(shard)
     try:
         with safe_open(path, framework="pt") as file:

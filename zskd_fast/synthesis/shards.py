@@ -10,6 +10,7 @@ from zskd_fast.runtime.processes import World
 from zskd_fast.runtime.progress import progress_bar
 from zskd_fast.runtime.signals import continuing_from
 from zskd_fast.store.store import Store
+from zskd_fast.synthesis.health import Health, HealthMeter
 from zskd_fast.synthesis.synthesizer import Synthesizer
 
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} [{elapsed}<{remaining}, {rate_fmt}]"
@@ -29,6 +30,10 @@ class SynthesisSummary:
     """Wall-clock time of the call."""
     phase_seconds: dict[str, float]
     """Wall-clock time per phase."""
+    health: Health | None
+    """Of the impressions made and reused; None if there are none."""
+    scaling: str
+    """One line on the numbers of the recipe that were scaled for the number of classes; empty if none was."""
 
 
 def synthesize(
@@ -46,6 +51,9 @@ def synthesize(
     share = range(world.rank, store.num_shards, world.size)
     faulty = [shard for shard in share if store.fault(shard)]
     count = {"made": 0, "reused": _size(store, share) - _size(store, faulty), "elsewhere": 0}
+    meter = HealthMeter(synthesizer)
+    for shard in sorted(set(share) - set(faulty)):
+        meter.add_shard(store, shard)
     steps = max(synthesizer.recipe.steps, 1)
     finished = continuing_from(lambda: f"{count['reused'] + count['made']:,} of {_size(store, share):,} impressions")
     with (
@@ -61,21 +69,29 @@ def synthesize(
         ) as bar,
     ):
         for shard in faulty:
-            count[_make_shard(synthesizer, store, shard, bar)] += len(store.shard_ids(shard))
-    return SynthesisSummary(**count, seconds=time.perf_counter() - start, phase_seconds=dict(synthesizer.timer.seconds))
+            count[_make_shard(synthesizer, store, shard, bar, meter)] += len(store.shard_ids(shard))
+    return SynthesisSummary(
+        **count,
+        seconds=time.perf_counter() - start,
+        phase_seconds=dict(synthesizer.timer.seconds),
+        health=meter.health(),
+        scaling=synthesizer.scaling,
+    )
 
 
-def _make_shard(synthesizer: Synthesizer, store: Store, shard: int, bar: tqdm) -> str:
+def _make_shard(synthesizer: Synthesizer, store: Store, shard: int, bar: tqdm, meter: HealthMeter) -> str:
     """Make a shard unless another process has made it ("reused") or is making it ("elsewhere")."""
     with store.claim(shard) as claimed:
         if not claimed:
             return "elsewhere"
         store.refresh()
         if store.fault(shard) is None:
+            meter.add_shard(store, shard)
             return "reused"
         impressions = synthesizer.run(store.shard_ids(shard), progress=bar.update)
         with synthesizer.timer("io"):
             store.write_shard(shard, impressions)
+    meter.add(impressions)
     return "made"
 
 

@@ -24,11 +24,15 @@ from zskd_fast.runtime.seeds import check_seed
 from zskd_fast.runtime.threads import run_in_threads
 from zskd_fast.runtime.timing import PhaseTimer
 from zskd_fast.store.impressions import Impressions
-from zskd_fast.synthesis.class_similarity import class_similarity, concentration
+from zskd_fast.synthesis.class_similarity import ClassSimilarity, concentration
 from zskd_fast.synthesis.plan import Plan
 from zskd_fast.synthesis.priors import add_total_variation_, check_priors
 from zskd_fast.synthesis.rounding import limits_in, round_
+from zskd_fast.synthesis.scaling import scaled_recipe, scaling_note
 from zskd_fast.synthesis.start_noise import check_noise, start_noise
+
+# Without a gradient for any impression of the first batch, at the start and at this step, no impression is made.
+_LAST_LOOK = 4
 
 
 class Synthesizer:
@@ -56,17 +60,19 @@ class Synthesizer:
         check_noise(recipe.start_noise, input_spec)
         check_priors(recipe, input_spec)
         self.input_spec = input_spec
-        self.recipe = recipe
         self.seed = seed
         self.timer = PhaseTimer()
         self._teacher = as_classifier(teacher, input_spec, logits_fn=logits_fn)
         self.device = self._teacher.device
         self.plan = Plan(self._teacher.num_classes, recipe.betas)
+        self.recipe = scaled_recipe(recipe, self.plan.num_classes)
+        self.scaling = scaling_note(recipe, self.plan.num_classes)
         self._store_dtype = getattr(torch, recipe.store_dtype)
         limits = input_spec.valid_range if recipe.clamp else (-math.inf, math.inf)
         self._store_limits = limits_in(self._store_dtype, *limits)
-        self.layer, self.similarity = self._similarity(layer)
+        self.layer, self.class_similarity = self._similarity(layer)
         self._check_gradient()
+        self._moves = False  # whether some impression has had a gradient that is not zero
         self._fast_teacher = fast_copy(self._teacher, recipe)
         self._overrides = contextlib.nullcontext() if recipe.compile_teacher else cpu_overrides(self.device)
 
@@ -110,14 +116,19 @@ class Synthesizer:
         short.timer = PhaseTimer()
         return short
 
-    def _similarity(self, layer: str | torch.Tensor | None) -> tuple[str, torch.Tensor]:
+    @property
+    def similarity(self) -> torch.Tensor:
+        """The class similarity as a whole, [K, K] float32, computed at each call."""
+        return self.class_similarity.matrix()
+
+    def _similarity(self, layer: str | torch.Tensor | None) -> tuple[str, ClassSimilarity]:
         """Return the name of the classifier layer (or the hash of the matrix given) and the class similarity."""
         teacher = self._teacher
         if isinstance(layer, torch.Tensor):
             if layer.ndim != 2 or len(layer) != teacher.num_classes:
                 wanted = f"[{teacher.num_classes}, D]"
                 raise InputError(f"the classifier weights given as layer are {list(layer.shape)}, wanted {wanted}")
-            return f"matrix {tensor_sha256(layer)}", class_similarity(layer.to(self.device))
+            return f"matrix {tensor_sha256(layer)}", ClassSimilarity(layer.to(self.device))
         with frozen(teacher.model):
             name, _ = find_classifier_layer(
                 teacher.model,
@@ -125,7 +136,7 @@ class Synthesizer:
                 layer,
                 forward=lambda: teacher.logits(teacher.probe_input()),
             )
-        return name, class_similarity(teacher.model, layer=name)
+        return name, ClassSimilarity.of(teacher.model, layer=name)
 
     def _check_gradient(self) -> None:
         x = self._teacher.probe_input().requires_grad_()
@@ -153,7 +164,7 @@ class Synthesizer:
     def _targets(self, ids: torch.Tensor) -> torch.Tensor:
         if self.recipe.targets == "one_hot":
             return nn.functional.one_hot(self.plan.class_of(ids), self.plan.num_classes).float()
-        alpha = concentration(self.similarity, ids, self.plan, self.recipe.concentration_floor)
+        alpha = concentration(self.class_similarity, ids, self.plan, self.recipe.concentration_floor)
         return ops.dirichlet(alpha, ids, seed=self.seed)
 
     def _workers(self, batches: Sequence[Impressions]) -> int:
@@ -204,6 +215,8 @@ class Synthesizer:
         for step in range(1, recipe.steps + 1):
             if stop.is_set():
                 return
+            if not self._moves:
+                self._look_at_gradient(x, part.target, grad_logits, step)
             run_step(step, _learning_rate(recipe, step))
             progress(len(part))
         if recipe.steps == 0:
@@ -222,6 +235,19 @@ class Synthesizer:
             )
         with self.timer("teacher backward"):
             return torch.autograd.grad(logits, x, grad_logits)[0]
+
+    def _look_at_gradient(self, x: torch.Tensor, target: torch.Tensor, grad_logits: torch.Tensor, step: int) -> None:
+        """Raise InputError if the teacher gives no value of x a gradient: priors alone would move it, or nothing."""
+        last = min(_LAST_LOOK, self.recipe.steps)
+        if step not in (1, last):
+            return
+        self._moves = bool(self._gradient(x, target, grad_logits).any())
+        if step == last and not self._moves:
+            raise InputError(
+                "x does not move: the gradient of the teacher with respect to its input is zero for all "
+                f"{len(x)} impressions of the first batch, at the start and at step {step}; a step of the teacher that "
+                "is flat, such as rounding, the sign or a saturated softmax, needs another one in its place"
+            )
 
     @torch.no_grad()
     def _label(self, part: Impressions) -> None:
