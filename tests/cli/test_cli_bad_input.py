@@ -67,7 +67,7 @@ def bad_inputs() -> Iterator[tuple[str, list[str], str]]:
     yield "tuple", _fresh("Tuple"), "logits_fn"
     yield "logits_fn fails", [*_fresh("teacher"), "--logits-fn", "builtins:float"], "the teacher's logits_fn fails on"
     yield "ambiguous layer", _fresh("Sum"), "left"
-    yield "one class", _fresh("one_class"), "K = 1"
+    yield "one logit", _fresh("one_class"), "the teacher has 2 classes, but the student has 4"
     yield "NaN weights", _fresh("nan"), "3.bias"
     yield (
         "other classes",

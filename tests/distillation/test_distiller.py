@@ -19,7 +19,7 @@ from small_models import (
     synthesis_recipe,
     vector_classifier,
 )
-from students import Stopped, distilled, images, recorded, stop_at, vectors
+from students import PROBED, Stopped, distilled, images, recorded, stop_at, vectors
 from torch import nn
 
 from zskd_fast.config.input_spec import InputSpec
@@ -66,11 +66,10 @@ def test_the_teacher_labels_the_same_augmented_batch_that_the_student_sees():
     teacher, student = image_classifier(), image_classifier(seed=5)
     seen_by_teacher, seen_by_student = recorded(teacher), recorded(student)
     distilled(images(), teacher=teacher, student=student, input_spec=IMAGE, augmentation=AUGMENTED)
-    # The first input of each is that of the probe.
-    assert len(seen_by_teacher) == len(seen_by_student) == 21
-    assert all(map(torch.equal, seen_by_teacher[1:], seen_by_student[1:]))
+    assert len(seen_by_teacher) == len(seen_by_student) == PROBED + 20
+    assert all(map(torch.equal, seen_by_teacher[PROBED:], seen_by_student[PROBED:]))
     originals = images().flatten(1)
-    assert torch.cdist(seen_by_student[1].flatten(1), originals).min() > 0.1, "nothing was augmented"
+    assert torch.cdist(seen_by_student[PROBED].flatten(1), originals).min() > 0.1, "nothing was augmented"
 
 
 def test_stored_logits_replace_the_teacher_without_relabel():
@@ -79,7 +78,7 @@ def test_stored_logits_replace_the_teacher_without_relabel():
     x = vectors()
     logits = vector_classifier().eval()(x).detach()
     stored, _ = distilled(impressions_of(x, logits), teacher=teacher, relabel=False)
-    assert len(calls) == 1, "the teacher was called although its logits were stored"
+    assert len(calls) == PROBED, "the teacher was called although its logits were stored"
     relabeled, _ = distilled(x)
     for one, other in zip(stored.parameters(), relabeled.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
@@ -91,7 +90,7 @@ def test_the_student_sees_normalized_impressions():
     seen = recorded(student)
     x = vectors(8)
     distilled(x, student=student, input_spec=spec, batch_size=8, steps=1)
-    assert torch.equal(seen[1].sort(dim=0).values, ((x - 0.5) / 0.25).sort(dim=0).values)
+    assert torch.equal(seen[PROBED].sort(dim=0).values, ((x - 0.5) / 0.25).sort(dim=0).values)
 
 
 def test_the_learning_rate_rises_to_its_peak_and_falls():
@@ -111,7 +110,7 @@ def test_every_epoch_uses_every_impression_once_in_its_own_order():
     seen = recorded(student)
     x = vectors(10)
     distilled(x, student=student, batch_size=4, steps=10)  # 40 rows are 4 epochs, cut across batches
-    rows = torch.cat(seen[1:])
+    rows = torch.cat(seen[PROBED:])
     epochs = [(rows[start : start + 10, None] == x).all(dim=2).int().argmax(dim=1) for start in range(0, 40, 10)]
     for epoch in epochs:
         assert epoch.sort().values.tolist() == list(range(10))
@@ -123,7 +122,7 @@ def test_the_order_does_not_depend_on_the_length_of_the_run():
     seen_short, seen_long = recorded(short), recorded(long)
     distilled(student=short, steps=5)
     distilled(student=long, steps=20)
-    assert all(map(torch.equal, seen_short[1:], seen_long[1:6]))
+    assert all(map(torch.equal, seen_short[PROBED:], seen_long[PROBED : PROBED + 5]))
 
 
 @pytest.mark.parametrize("relabel", [True, False])
@@ -216,7 +215,7 @@ def test_the_student_trains_in_train_mode_and_is_evaluated_in_eval_mode():
 
     _, history = distilled(student=student, steps=10, fit={"evaluate": evaluate, "evaluate_every": 4})
     assert history.evaluations == [(4, 0.5), (8, 0.5), (10, 0.5)]
-    assert modes.count(True) == 10
+    assert modes.count(True) == 1 + 10  # one in the probe
     assert max(statistics) < 100, "the evaluation changed the batch statistics"
     assert not student.training
 
@@ -274,7 +273,7 @@ def test_a_nan_loss_stops_the_run_at_the_next_check(monkeypatch, progress):
     huge = {"max_learning_rate": 1e38, "steps": 50, "start_divisor": 1.0}
     with pytest.raises(InputError, match=r"NaN or infinite at step [2-5]; lower max_learning_rate"):
         distilled(student=student, **huge, fit={"progress": progress})
-    assert len(calls) == 1 + 10
+    assert len(calls) == PROBED + 10
 
 
 def test_teacher_and_student_must_have_the_same_classes():

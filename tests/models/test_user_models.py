@@ -417,5 +417,5 @@ def test_a_logits_fn_that_cannot_be_used(pair_module, logits_fn, sentence):
 
 
 def test_a_model_that_does_not_fit_the_input_is_refused_with_its_role():
-    with pytest.raises(InputError, match=r"the student rejects a batch of 2 inputs of shape \[3, 32, 32\]"):
+    with pytest.raises(InputError, match=r"the student rejects a batch of 3 inputs of shape \[3, 32, 32\]"):
         load_classifier(STUDENT, InputSpec((3, 32, 32)), role="student")

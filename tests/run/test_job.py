@@ -168,7 +168,7 @@ def test_a_test_set_changes_no_bit_and_is_measured_later_too(tmp_path):
 
 
 def test_an_interrupted_distillation_continues_from_its_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setitem(Distiller.fit.__kwdefaults__, "checkpoint_seconds", 0.0)
+    monkeypatch.setitem(Distiller.fit.__wrapped__.__kwdefaults__, "checkpoint_seconds", 0.0)
     _, wanted, whole, _ = _run(tmp_path / "whole")
     real, steps = Distiller._step, []
 
@@ -200,7 +200,7 @@ def test_an_interrupted_distillation_continues_from_its_checkpoint(tmp_path, mon
     [
         ({"student": vector_classifier(classes=3)}, "the teacher has 4 classes, but the student has 3"),
         ({"student": vector_classifier().requires_grad_(False)}, "no parameter that requires a gradient"),
-        ({"teacher": nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 4), nn.Softmax(1))}, "more than one layer could be"),
+        ({"teacher": nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 4), nn.Tanh())}, "more than one layer could be"),
     ],
 )
 def test_models_that_do_not_fit_are_refused_before_anything_is_written(tmp_path, options, message):

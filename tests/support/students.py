@@ -6,6 +6,9 @@ from torch import nn
 
 from zskd_fast.distillation.distiller import DistillationHistory, Distiller
 
+# Forward passes of each model before the first step: those of the probe.
+PROBED = 2
+
 
 def vectors(count=16, *, seed=0) -> torch.Tensor:
     """Inputs of a small classifier of 6 values."""

@@ -298,13 +298,30 @@ def test_a_teacher_without_a_gradient_is_refused():
 
 
 def test_an_input_shape_that_the_teacher_rejects_is_named():
-    with pytest.raises(InputError, match=r"rejects a batch of 2 inputs of shape \[1, 12, 12\]"):
+    with pytest.raises(InputError, match=r"rejects a batch of 3 inputs of shape \[1, 12, 12\]"):
         _synthesizer(input_spec=InputSpec((1, 12, 12)))
 
 
-def test_one_class_is_refused():
-    with pytest.raises(InputError, match="K = 1"):
-        _synthesizer(image_classifier(classes=1))
+def test_one_logit_is_a_classifier_of_two_classes_each_similar_to_itself_only():
+    with pytest.warns(UserWarning, match="the teacher returns one logit z"):
+        synthesizer = _synthesizer(image_classifier(classes=1))
+    assert torch.equal(synthesizer.similarity, torch.eye(2))
+    assert synthesizer.layer == "4"
+    with pytest.warns(UserWarning):
+        given = _synthesizer(image_classifier(classes=1), layer=torch.ones(1, 5))
+    assert torch.equal(given.similarity, torch.eye(2))
+
+
+def test_a_backward_pass_that_fails_is_named():
+    class Overwritten(nn.Module):
+        def forward(self, x):
+            y = x.flatten(1).exp()
+            z = y.square()
+            y.zero_()  # the backward pass of square needs its values
+            return z
+
+    with pytest.raises(InputError, match="the teacher's backward pass to its input fails: one of the variables"):
+        _synthesizer(Overwritten(), layer=torch.eye(64))
 
 
 def test_nan_weights_are_named():

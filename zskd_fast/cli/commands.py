@@ -226,7 +226,7 @@ def _load_teacher(options: Teacher, spec: InputSpec | None, processor: Processor
     source = _teacher_source(options)
     if source.note and launched().is_first:
         print(f"zskd-fast: {source.note}; --weights gives one", file=sys.stderr)
-    teacher = load_classifier(source, spec, device=_device(processor))
+    teacher = _noted(load_classifier(source, spec, device=_device(processor)))
     if spec is None and launched().is_first:
         print(f"input         {teacher.input_spec}, from the teacher's own files")
     return teacher
@@ -242,6 +242,7 @@ def _teacher_source(options: Teacher) -> ModelSource:
         weights=options.weights,
         weights_key=options.weights_key,
         logits_fn=options.logits_fn,
+        forward_fn=options.forward_fn,
     )
 
 
@@ -257,15 +258,22 @@ def _job(command: Demo | Run | Distill, spec: InputSpec | None, teacher: Teacher
         weights=student.student_weights,
         weights_key=student.student_weights_key,
         logits_fn=student.student_logits_fn,
+        forward_fn=student.student_forward_fn,
     )
     seed, spec = command.machine.seed, loaded.input_spec
     return Job(
         teacher=loaded,
-        student=load_classifier(source, spec, role="student", device=loaded.device, seed=seed),
+        student=_noted(load_classifier(source, spec, role="student", device=loaded.device, seed=seed)),
         distillation=_adapted(command.distillation, spec, shown=launched().is_first),
         out=command.out,
         seed=seed,
     )
+
+
+def _noted(classifier: Classifier) -> Classifier:
+    for note in classifier.notes if launched().is_first else ():
+        print(f"{classifier.role:<14}{note}")
+    return classifier
 
 
 def _with_test_set(job: Job, folder: Path | None) -> Job:

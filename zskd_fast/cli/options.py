@@ -62,6 +62,8 @@ class Teacher:
     """Place of the weights in the file, such as state_dict_ema or ema.module, if several fit the teacher."""
     logits_fn: str | None = None
     """package.module:callable that picks the logits out of the teacher's output, if that is not one tensor."""
+    forward_fn: str | None = None
+    """package.module:callable of the model and x that calls the teacher, if it takes something else than one tensor."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class TeacherWithLayer(Teacher):
     """The trained classifier and its last layer, whose weights tell which classes are similar."""
 
     layer: str | None = None
-    """Name of the teacher's classifier layer, if it cannot be found automatically."""
+    """Name of the teacher's classifier layer or a parameter [K, D], if it cannot be found automatically."""
     layer_weights: Path | None = None
     """File with one matrix [classes, features] in place of the layer's weights: .npy, .pt or .safetensors."""
 
@@ -86,6 +88,8 @@ class Student:
     """Place of the student's weights in their file, if several fit."""
     student_logits_fn: str | None = None
     """package.module:callable that picks the logits out of the student's output, if that is not one tensor."""
+    student_forward_fn: str | None = None
+    """package.module:callable of the model and x that calls the student, if it takes something else than one tensor."""
 
 
 _Flat = tyro.conf.arg(name="")

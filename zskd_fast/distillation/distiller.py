@@ -20,16 +20,16 @@ from zskd_fast.distillation.augmentation import check_augmentation
 from zskd_fast.distillation.batches import Batches
 from zskd_fast.distillation.checkpoint import Checkpoint, Saver, TrainingIdentity, TrainingState
 from zskd_fast.distillation.dormant_units import reset_dormant_units
+from zskd_fast.distillation.student_probe import probe_student, training
 from zskd_fast.errors import InputError
 from zskd_fast.models.classifier import (
     Classifier,
+    ForwardFn,
     LogitsFn,
     as_classifier,
     frozen,
-    modes_kept,
     tensor_sha256,
 )
-from zskd_fast.models.cpu_overrides import cpu_overrides
 from zskd_fast.runtime.processes import World, joined
 from zskd_fast.runtime.progress import progress_bar
 from zskd_fast.runtime.seeds import check_seed
@@ -67,10 +67,14 @@ class Distiller:
 
     Each step the teacher labels the augmented batch (without ``relabel`` its stored logits are used). No label of any
     data set is used. Teacher and student are on one device. In a process group of torch each process takes its share of
-    every batch, and all end with the same student. Raises InputError if either model cannot be used, their classes
-    differ, the student has no parameter to train, or the augmentation does not fit the input.
+    every batch, and all end with the same student. The functions are those of `Classifier`.
+
+    The constructor takes one step of the student in train mode on as many inputs of noise as a process has in a batch;
+    nothing remains of it. Raises InputError if either model cannot be used, their classes differ, that step fails, the
+    student has no parameter to train or training it changes the teacher, or the augmentation does not fit the input.
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         teacher: nn.Module | Classifier,
@@ -81,6 +85,8 @@ class Distiller:
         seed: int,
         logits_fn: LogitsFn | None = None,
         student_logits_fn: LogitsFn | None = None,
+        forward_fn: ForwardFn | None = None,
+        student_forward_fn: ForwardFn | None = None,
     ):
         check_seed(seed)
         check_augmentation(recipe.augmentation, input_spec)
@@ -90,16 +96,17 @@ class Distiller:
         self.input_spec = input_spec
         self.seed = seed
         self.timer = PhaseTimer()
-        self._teacher = as_classifier(teacher, input_spec, logits_fn=logits_fn)
-        self._student = as_classifier(student, input_spec, role="student", logits_fn=student_logits_fn)
+        self._teacher = as_classifier(teacher, input_spec, logits_fn=logits_fn, forward_fn=forward_fn)
+        self._student = as_classifier(
+            student, input_spec, role="student", logits_fn=student_logits_fn, forward_fn=student_forward_fn
+        )
         self.device = self._teacher.device
         if self._student.device != self.device:
             raise InputError(f"the student is on {self._student.device}, the teacher on {self.device}")
         classes = self._teacher.num_classes, self._student.num_classes
         if classes[0] != classes[1]:
             raise InputError("the teacher has {} classes, but the student has {}".format(*classes))
-        if not any(parameter.requires_grad for parameter in self._student.model.parameters()):
-            raise InputError("the student has no parameter that requires a gradient, so it cannot learn")
+        self._uses_every_parameter = probe_student(self._teacher, self._student, self.recipe.batch_size)
 
     @property
     def identity(self) -> StudentIdentity:
@@ -112,6 +119,7 @@ class Distiller:
             recipe=self.recipe,
         )
 
+    @torch.inference_mode(False)
     def fit(
         self,
         impressions: Impressions | Store | torch.Tensor,
@@ -150,7 +158,7 @@ class Distiller:
         x = x.to(self.device)
         if teacher_logits is not None:
             teacher_logits = teacher_logits.to(self.device)
-        student = _replicated(self._student, world)
+        student = _replicated(self._student, world, unused=not self._uses_every_parameter)
         batches = Batches(x, self.recipe, self.input_spec, seed=self.seed, device=self.device, world=world)
         bar = progress_bar(
             "distillation",
@@ -159,7 +167,7 @@ class Distiller:
             unit="step",
             shown=progress and world.is_first,
         )
-        with self._stoppable(saver, world) as request, self._training(), bar:
+        with self._stoppable(saver, world) as request, training(self._teacher, self._student), bar:
             is_stopped, told = False, torch.zeros((), device=self.device)
             while state.step < self.recipe.steps and not is_stopped:
                 self._step(state, student, batches, teacher_logits, world)
@@ -231,7 +239,8 @@ class Distiller:
             base_momentum=low,
             max_momentum=high,
         )
-        return TrainingState(student, optimizer, scheduler, torch.zeros(recipe.steps, device=self.device))
+        losses = torch.zeros(recipe.steps, dtype=torch.float32, device=self.device)
+        return TrainingState(student, optimizer, scheduler, losses)
 
     def _checkpoint(
         self, path: str | Path | None, x: Rows, teacher_logits: Rows | None, world: World
@@ -264,21 +273,6 @@ class Distiller:
         if told:
             request.make()
         return bool(told), world.sum(torch.full_like(told, float(bool(request))))
-
-    @contextlib.contextmanager
-    def _training(self) -> Iterator[None]:
-        """Freeze the teacher, put the student in train mode, and keep torch's own random state unchanged."""
-        student = self._student.model
-        devices = [self.device] if self.device.type == "cuda" else []
-        with (
-            modes_kept(student),
-            frozen(self._teacher.model),
-            torch.random.fork_rng(devices),
-            torch.enable_grad(),
-            cpu_overrides(self.device),
-        ):
-            student.train()
-            yield
 
     def _step(
         self,
@@ -354,10 +348,13 @@ def _require_finite_losses(state: TrainingState) -> None:
         raise InputError(f"the distillation loss became NaN or infinite at step {step}; lower max_learning_rate")
 
 
-def _replicated(student: Classifier, world: World) -> Classifier:
-    """Return the student with gradients averaged over all processes, which start from the first one's weights."""
+def _replicated(student: Classifier, world: World, *, unused: bool) -> Classifier:
+    """Return the student with gradients averaged over all processes, which start from the first one's weights.
+
+    ``unused`` says that some parameters get no gradient.
+    """
     if world.size == 1:
         return student
     shared = copy.copy(student)
-    shared.model = DistributedDataParallel(student.model)
+    shared.model = DistributedDataParallel(student.model, find_unused_parameters=unused)
     return shared

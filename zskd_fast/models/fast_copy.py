@@ -10,9 +10,8 @@ from torch import nn
 from zskd_fast.config.recipe import ImpressionRecipe
 from zskd_fast.errors import InputError
 from zskd_fast.models.classifier import Classifier, frozen
+from zskd_fast.models.probe import TOLERANCE, reason, relative_error
 
-# Relative to the largest logit: far above float32 rounding in a deep teacher, far below the error of a wrong layer.
-_TOLERANCE = 1e-3
 _OPTIONS = ("fold_batch_norm", "channels_last", "compile_teacher")
 
 
@@ -33,8 +32,7 @@ def fast_copy(teacher: Classifier, recipe: ImpressionRecipe) -> Classifier:
     except InputError:
         raise
     except Exception as error:  # copying and tracing a user's model can raise anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"the teacher cannot be copied for {chosen}: {reason}") from error
+        raise InputError(f"the teacher cannot be copied for {chosen}: {reason(error)}") from error
     if recipe.compile_teacher:
         # Code for any batch size takes several times as long to compile, and a run has two sizes at most.
         fast.model = cast(nn.Module, torch.compile(fast.model, dynamic=False))
@@ -61,8 +59,8 @@ def _check_same(fast: Classifier, teacher: Classifier) -> None:
     x = teacher.probe_input()
     with frozen(teacher.model), torch.no_grad():
         got, wanted = fast.logits(x), teacher.logits(x)
-    error = float((got - wanted).abs().max() / wanted.abs().max().clamp_min(1.0))
-    if not error <= _TOLERANCE:
+    error = relative_error(got, wanted)
+    if not error <= TOLERANCE:
         raise InputError(
             f"the teacher does not allow fold_batch_norm: it changes the logits of an input by {error:.1e}"
         )

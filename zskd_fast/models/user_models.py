@@ -48,6 +48,8 @@ class ModelSource:
     """Place in the file to look for the weights, with dots between keys; None if only one fits the model."""
     logits_fn: str | None = None
     """``package.module:callable`` that picks the logits out of the model's output; None for a plain tensor."""
+    forward_fn: str | None = None
+    """``package.module:callable`` of the model and x that calls the model; None for one that takes one tensor."""
 
     @property
     def name(self) -> str:
@@ -92,14 +94,19 @@ def load_classifier(
     """
     if seed is not None:
         check_seed(seed)
-    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+    device = torch.device(device)
+    logits_fn, forward_fn = (
+        None if spec is None else load_callable(spec) for spec in (source.logits_fn, source.forward_fn)
+    )
+    options: dict[str, Any] = {"logits_fn": logits_fn, "forward_fn": forward_fn}
+    # The Classifier draws the weights of lazy modules.
+    with torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
         model = load_model(source.model, source.weights, source.weights_key, role=role).to(device)
-    if input_spec is None:
-        input_spec = find_input_spec(model, source.weights)
-    logits_fn: Any = None if source.logits_fn is None else load_callable(source.logits_fn)
-    return Classifier(model, input_spec, role=role, logits_fn=logits_fn, name=source.name)
+        if input_spec is None:
+            input_spec = find_input_spec(model, source.weights)
+        return Classifier(model, input_spec, role=role, name=source.name, **options)
 
 
 def load_model(

@@ -16,13 +16,14 @@ from zskd_fast.config.adaptation import adapt
 from zskd_fast.config.input_spec import InputSpec
 from zskd_fast.config.recipe import Recipe
 from zskd_fast.config.recipe_files import load_recipe
-from zskd_fast.models.classifier import Classifier, LogitsFn
+from zskd_fast.models.classifier import ForwardFn, LogitsFn, as_classifier
 from zskd_fast.models.input_facts import find_input_spec
 from zskd_fast.real_data.evaluation import TestSet
 from zskd_fast.run.job import Job, run_job
 from zskd_fast.run.run_folder import RunRecord
 
 
+@torch.inference_mode(False)
 def distill(
     teacher: nn.Module,
     student: nn.Module,
@@ -39,12 +40,15 @@ def distill(
     layer: str | torch.Tensor | None = None,
     logits_fn: LogitsFn | None = None,
     student_logits_fn: LogitsFn | None = None,
+    forward_fn: ForwardFn | None = None,
+    student_forward_fn: ForwardFn | None = None,
     test: TestSet | None = None,
     progress: bool = True,
 ) -> RunRecord:
     """Train `student` in place from `teacher` alone, without data, and return the record of the run.
 
-    Both models are on one device and return logits [N, K]. The teacher stays unchanged.
+    Both models are on one device and return logits [N, K], or probabilities or a single logit that stand for them. The
+    teacher stays unchanged.
 
     Args:
         input_shape: shape of one input without the batch axis, such as (3, 32, 32); None: as the ``pretrained_cfg`` of
@@ -59,8 +63,12 @@ def distill(
         out: folder of impressions, student, record and checkpoint. The same call continues an interrupted run there;
             one with more impressions or other numbers of the student keeps the impressions and the student that are
             there and trains another one. None uses a temporary folder, which is removed.
-        layer: name of the teacher's classifier layer, or its weights [K, D], if it cannot be found.
-        logits_fn, student_logits_fn: pick the logits out of what a model returns, if that is not one tensor.
+        layer: name of the teacher's classifier layer or of a parameter [K, D], or its weights [K, D], if it cannot be
+            found.
+        logits_fn, student_logits_fn: pick the logits out of what a model returns, if that is neither one tensor nor has
+            an attribute ``logits``.
+        forward_fn, student_forward_fn: functions of the model and x[N, *shape] that call the model, if it takes
+            something else than one tensor, such as ``lambda model, x: model(pixel_values=x)``.
         test: real images on which accuracies are measured, for the record only.
         progress: show progress bars.
 
@@ -87,8 +95,10 @@ def distill(
         print(f"inputs of shape {list(spec.shape)} are no images: {', '.join(notes)}", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="zskd-") as temporary:
         job = Job(
-            teacher=Classifier(teacher, spec, logits_fn=logits_fn),
-            student=Classifier(student, spec, role="student", logits_fn=student_logits_fn),
+            teacher=as_classifier(teacher, spec, logits_fn=logits_fn, forward_fn=forward_fn),
+            student=as_classifier(
+                student, spec, role="student", logits_fn=student_logits_fn, forward_fn=student_forward_fn
+            ),
             distillation=distillation,
             out=Path(temporary if out is None else out),
             seed=seed,

@@ -15,10 +15,11 @@ from zskd_fast.config.identity import ImpressionIdentity
 from zskd_fast.config.input_spec import InputSpec
 from zskd_fast.config.recipe import ImpressionRecipe, SynthesisRecipe
 from zskd_fast.errors import InputError
-from zskd_fast.models.classifier import Classifier, LogitsFn, as_classifier, frozen, tensor_sha256
-from zskd_fast.models.classifier_layer import find_classifier_layer
+from zskd_fast.models.classifier import Classifier, ForwardFn, LogitsFn, as_classifier, frozen, tensor_sha256
+from zskd_fast.models.classifier_layer import classifier_weight, find_classifier_layer
 from zskd_fast.models.cpu_overrides import cpu_overrides
 from zskd_fast.models.fast_copy import fast_copy
+from zskd_fast.models.probe import reason
 from zskd_fast.runtime import cuda_graph
 from zskd_fast.runtime.seeds import check_seed
 from zskd_fast.runtime.threads import run_in_threads
@@ -38,14 +39,15 @@ _LAST_LOOK = 4
 class Synthesizer:
     """Make impressions of a teacher.
 
-    ``layer`` names the classifier layer, or is its weight matrix [K, D]; by default the layer is found. ``logits_fn``
-    picks the logits out of the teacher's output. All work is done on the teacher's device. ``timer`` adds up the
-    seconds per phase over all runs.
+    ``layer`` names the classifier layer or a parameter, or is its weight matrix [K, D]; by default the layer is found.
+    ``logits_fn`` and ``forward_fn`` are those of `Classifier`. All work is done on the teacher's device. ``timer`` adds
+    up the seconds per phase over all runs.
 
     An impression depends on ``identity`` and its id; the other impressions of its batch change its rounding at most.
     Raises InputError if the teacher, its output or its classifier layer cannot be used.
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         teacher: nn.Module | Classifier,
@@ -55,6 +57,7 @@ class Synthesizer:
         seed: int,
         layer: str | torch.Tensor | None = None,
         logits_fn: LogitsFn | None = None,
+        forward_fn: ForwardFn | None = None,
     ):
         check_seed(seed)
         check_noise(recipe.start_noise, input_spec)
@@ -62,7 +65,7 @@ class Synthesizer:
         self.input_spec = input_spec
         self.seed = seed
         self.timer = PhaseTimer()
-        self._teacher = as_classifier(teacher, input_spec, logits_fn=logits_fn)
+        self._teacher = as_classifier(teacher, input_spec, logits_fn=logits_fn, forward_fn=forward_fn)
         self.device = self._teacher.device
         self.plan = Plan(self._teacher.num_classes, recipe.betas)
         self.recipe = scaled_recipe(recipe, self.plan.num_classes)
@@ -89,6 +92,7 @@ class Synthesizer:
             recipe=ImpressionRecipe(**{field.name: getattr(self.recipe, field.name) for field in fields}),
         )
 
+    @torch.inference_mode(False)
     def run(self, ids: torch.Tensor | Sequence[int], *, progress: Callable[[int], object] | None = None) -> Impressions:
         """Make the impressions with these ids (integers from 0 up), on the teacher's device.
 
@@ -125,10 +129,10 @@ class Synthesizer:
         """Return the name of the classifier layer (or the hash of the matrix given) and the class similarity."""
         teacher = self._teacher
         if isinstance(layer, torch.Tensor):
-            if layer.ndim != 2 or len(layer) != teacher.num_classes:
+            if layer.ndim != 2 or len(classifier_weight(layer)) != teacher.num_classes:
                 wanted = f"[{teacher.num_classes}, D]"
                 raise InputError(f"the classifier weights given as layer are {list(layer.shape)}, wanted {wanted}")
-            return f"matrix {tensor_sha256(layer)}", ClassSimilarity(layer.to(self.device))
+            return f"matrix {tensor_sha256(layer)}", ClassSimilarity(classifier_weight(layer).to(self.device))
         with frozen(teacher.model):
             name, _ = find_classifier_layer(
                 teacher.model,
@@ -139,12 +143,18 @@ class Synthesizer:
         return name, ClassSimilarity.of(teacher.model, layer=name)
 
     def _check_gradient(self) -> None:
+        """A gradient that is there but zero is no error: the start noise may just be where the teacher is flat."""
         x = self._teacher.probe_input().requires_grad_()
         with frozen(self._teacher.model), torch.enable_grad():
-            if not self._teacher.logits(x).requires_grad:
+            logits = self._teacher.logits(x)
+            if not logits.requires_grad:
                 raise InputError(
                     "no gradient flows from the teacher's logits to its input, so no impression can be made"
                 )
+            try:
+                torch.autograd.grad(logits.sum(), x)
+            except Exception as error:  # the backward pass of a user's model can raise anything
+                raise InputError(f"the teacher's backward pass to its input fails: {reason(error)}") from error
 
     def _start(self, ids: torch.Tensor) -> Impressions:
         """Return targets and start noise of every impression; logits and loss are filled in later."""
@@ -153,11 +163,11 @@ class Synthesizer:
             return Impressions(
                 x=start_noise(ids, recipe.start_noise, self.input_spec, seed=self.seed, clamp=recipe.clamp),
                 target=self._targets(ids),
-                teacher_logits=torch.empty((count, self.plan.num_classes), device=self.device),
+                teacher_logits=torch.empty((count, self.plan.num_classes), dtype=torch.float32, device=self.device),
                 id=ids,
                 class_index=self.plan.class_of(ids),
                 beta=self.plan.beta_of(ids),
-                loss=torch.empty(count, device=self.device),
+                loss=torch.empty(count, dtype=torch.float32, device=self.device),
                 steps=torch.full((count,), recipe.steps, device=self.device),
             )
 

@@ -1,0 +1,78 @@
+"""The student in train mode: its mode while it learns, and one step before anything else is done."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+from zskd_fast.errors import InputError
+from zskd_fast.models.classifier import Classifier, frozen, modes_kept
+from zskd_fast.models.cpu_overrides import cpu_overrides
+from zskd_fast.models.probe import TOLERANCE, relative_error, shared_memory
+from zskd_fast.runtime.processes import joined
+
+
+@contextlib.contextmanager
+def training(teacher: Classifier, student: Classifier) -> Iterator[None]:
+    """Freeze the teacher, put the student in train mode, and keep torch's own random state unchanged."""
+    devices = [student.device] if student.device.type == "cuda" else []
+    with (
+        modes_kept(student.model),
+        frozen(teacher.model),
+        torch.random.fork_rng(devices),
+        torch.enable_grad(),
+        cpu_overrides(student.device),
+    ):
+        student.model.train()
+        yield
+
+
+def probe_student(teacher: Classifier, student: Classifier, batch_size: int) -> bool:
+    """Take one step in train mode on as many inputs of noise as a process has in a batch; nothing remains of it.
+
+    Returns whether every parameter that requires a gradient gets one. Raises InputError if the step fails, if the
+    student has nothing to learn with, or if its training would change the teacher.
+    """
+    if teacher.model is student.model:
+        raise InputError("the student is the teacher itself; give a model of its own, as by copy.deepcopy(teacher)")
+    trained = {name for name, parameter in student.model.named_parameters() if parameter.requires_grad}
+    if not trained:
+        raise InputError("the student has no parameter that requires a gradient, so it cannot learn")
+    _refuse_shared([name for name in shared_memory(student.model, teacher.model) if name in trained])
+    modules, x = _shared_modules(teacher, student), teacher.probe_input()
+    if modules:
+        with torch.no_grad(), frozen(teacher.model):
+            wanted = teacher.logits(x)
+    with training(teacher, student):
+        uses_every_parameter = _step(student, batch_size)
+        if modules:  # they are in train mode now, which changes dropout and normalization, but no activation
+            with torch.no_grad():
+                error = relative_error(teacher.logits(x), wanted)
+            _refuse_shared([] if error <= TOLERANCE else modules)
+    return uses_every_parameter
+
+
+def _step(student: Classifier, batch_size: int) -> bool:
+    processes = joined().size
+    rows = max(1, batch_size // processes)
+    try:
+        return student.probe_training(rows)
+    except InputError as error:
+        if processes == 1:
+            raise
+        message = f"{error}; a batch of {batch_size} over {processes} processes leaves {rows} for one"
+        raise InputError(message) from error
+
+
+def _shared_modules(teacher: Classifier, student: Classifier) -> list[str]:
+    theirs = {id(module) for module in teacher.model.modules()}
+    return [name for name, module in student.model.named_modules() if id(module) in theirs]
+
+
+def _refuse_shared(names: list[str]) -> None:
+    if names:
+        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        raise InputError(
+            f"the student shares {names[0]}{others} with the teacher, which training would change; give the student "
+            "a copy of its own, as by copy.deepcopy"
+        )
