@@ -56,23 +56,23 @@ def test_a_stopped_run_resumes_to_the_same_bits(path, name, stop):
     inputs, run = _RUNS[name]
     evaluated = {"evaluate": lambda student: 0.25, "evaluate_every": 1}
     whole, expected = distilled(inputs(), **run(), fit=evaluated)
-    file = {"checkpoint": path, "checkpoint_every": 4, "evaluate_every": 1}
+    file = {"checkpoint": path, "checkpoint_seconds": 0.0, "evaluate_every": 1}
     with pytest.raises(Stopped):
         distilled(inputs(), **run(), fit={**file, "evaluate": stop_at(stop)})
     options, modes = run(), []
     options["student"].register_forward_hook(lambda module, args, output: modes.append(module.training))
     student, history = distilled(inputs(), **options, fit={**file, **evaluated})
-    assert modes.count(True) == 1 + 20 - (stop - 1) // 4 * 4, "the run did not continue from the checkpoint"
+    assert modes.count(True) == 1 + 20 - (stop - 1), "the run did not continue from the checkpoint"
     assert same_tensors(student, whole)
     assert history.loss == expected.loss
     assert history.learning_rate == expected.learning_rate
     assert history.evaluations == expected.evaluations
 
 
-def _stopped(path, stop=10):
+def _stopped(path, stop=9):
     """A checkpoint after 8 of 20 steps."""
     with pytest.raises(Stopped):
-        distilled(fit={"checkpoint": path, "checkpoint_every": 4, "evaluate_every": 1, "evaluate": stop_at(stop)})
+        distilled(fit={"checkpoint": path, "checkpoint_seconds": 0.0, "evaluate_every": 1, "evaluate": stop_at(stop)})
     return torch.load(path, weights_only=True)
 
 

@@ -174,7 +174,7 @@ def test_what_torch_knows_of_its_class_holds_for_ours():
     )
     assert Dirichlet(a).entropy() == TorchDirichlet(a).entropy()
     with pytest.raises(ValueError, match="concentration"):
-        Dirichlet(-a)
+        Dirichlet(-a, validate_args=True)  # an older torch.compile switches the default off
 
 
 def test_draws_in_half_precision_and_on_the_meta_device():

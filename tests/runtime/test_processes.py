@@ -55,7 +55,7 @@ OFTEN = """
 import sys
 from zskd_fast.cli.main import main
 from zskd_fast.distillation.distiller import Distiller
-Distiller.fit.__kwdefaults__["checkpoint_seconds"] = 0.2
+Distiller.fit.__wrapped__.__kwdefaults__["checkpoint_seconds"] = 0.2
 sys.exit(main())
 """
 
@@ -224,6 +224,23 @@ def test_every_process_stops_at_a_damaged_shard(tmp_path):
     assert "another process found a shard that is missing or was changed" in printed[0]
     assert "shard-000001.safetensors is not the file that was written" in printed[1]
     assert not (tmp_path / "run").exists()
+
+
+def test_processes_take_over_a_folder_or_refuse_it_together(tmp_path):
+    """The first process alone opens the folder; the others must hear of its refusal."""
+    assert main(*SYNTHESIZE, "--out", "store") == 0
+    words = [*DISTILL, "--threads", "1", "--out", "run", "--distillation.steps"]
+    _finish(_start([*words, "6"], 2))
+    earlier = (tmp_path / "run/student.safetensors").read_bytes()
+    printed = _finish(_start([*words, "9"], 2))
+    assert "steps: 9 in this run, 6 in the folder" in printed[0] and printed[1] == ""
+    assert len(record(tmp_path / "run")["distillation"]["loss"]) == 9
+    kept = [path.read_bytes() for path in (tmp_path / "run").glob("student-*.safetensors")]
+    assert kept == [earlier]
+    processes = _start([*words, "9", "--seed", "1"], 2)
+    printed = [process.communicate(timeout=180)[0] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], printed
+    assert all("run belongs to another run" in text and "Traceback" not in text for text in printed), printed
 
 
 @pytest.mark.slow

@@ -99,5 +99,5 @@ def record(folder: Path) -> dict[str, Any]:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Return every file below a folder that the seed decides: those of the store, and the student."""
-    files = [*folder.rglob("*.safetensors"), *folder.rglob("manifest.json")]
+    files = [*folder.rglob("shard-*"), *folder.rglob("student.safetensors"), *folder.rglob("manifest.json")]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}

@@ -34,6 +34,9 @@ def steps(path: str, rank: int = 0) -> int:
 def _count(module: nn.Module, args: object, output: object) -> None:
     if not module.training:
         return
+    if not hasattr(module, "is_probed"):  # the first call in train mode is that of the probe
+        module.is_probed = True
+        return
     rank, path = int(os.environ.get("RANK", "0")), os.environ["STEPS"]
     with open(f"{path}-{rank}", "a") as file:
         file.write(".")

@@ -43,13 +43,17 @@ class InputSpec:
         """Whether one input is an image [C, H, W]; only images can be rotated, shifted or smoothed."""
         return len(self.shape) == 3
 
-    def to_raw(self, unit: torch.Tensor) -> torch.Tensor:
+    def to_raw(self, unit: torch.Tensor, *, clamp: bool = False) -> torch.Tensor:
         """Map values in units of the valid range, 0 to 1, to raw values; x itself if the valid range is 0 to 1.
 
         Impressions are optimized in these units, so that the numbers of a recipe mean the same for every valid range.
+        ``clamp`` keeps values from 0 to 1 inside the valid range, which rounding may otherwise leave, and 1 at its end.
         """
         low, high = self.valid_range
-        return unit if (low, high) == (0, 1) else unit * (high - low) + low
+        if (low, high) == (0, 1):
+            return unit
+        raw = unit * (high - low) + low
+        return raw.clamp_(low, high).masked_fill_(unit >= 1, high) if clamp else raw
 
     def to_unit(self, x: torch.Tensor) -> torch.Tensor:
         """Map raw values to units of the valid range: the inverse of ``to_raw``."""

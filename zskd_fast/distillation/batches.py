@@ -67,7 +67,7 @@ class Batches:
     def _inputs(self, positions: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         if not len(self._fresh_rows):
             return self._x[rows]
-        x = torch.empty((len(positions), *self._spec.shape), device=self._device)
+        x = torch.empty((len(positions), *self._spec.shape), dtype=torch.float32, device=self._device)
         x[self._stored_rows] = self._x[rows]
         x[self._fresh_rows] = start_noise(
             positions[self._fresh_rows],

@@ -204,10 +204,15 @@ class Classifier:
 
     def _require_same_answer(self, x: torch.Tensor, logits: torch.Tensor) -> None:
         """Raise InputError unless the first inputs alone have the logits that they had beside the last."""
-        if probe.relative_error(self.logits(x[:-1]).detach(), logits[:-1]) <= probe.TOLERANCE:
+        alone = probe.relative_error(self.logits(x[:-1]).detach(), logits[:-1])
+        if alone <= probe.TOLERANCE:
             return
-        again = self.logits(x).detach()
-        if probe.relative_error(again, logits) <= probe.TOLERANCE:
+        # Half precision rounds coarsely, and float32 on a GPU may do so in a way that depends on the batch size.
+        rounding = torch.finfo(self._dtype).eps
+        again = probe.relative_error(self.logits(x).detach(), logits)
+        if again <= max(probe.TOLERANCE, 4 * rounding):
+            if alone <= max(10 * probe.TOLERANCE, 16 * rounding):
+                return
             raise InputError(
                 f"the {self.role}'s logits of an input depend on the other inputs of its batch, as after a batch "
                 "normalization without running statistics; wanted the same logits in any batch"

@@ -35,7 +35,7 @@ def start_noise(
         count = math.prod(input_spec.shape)
         noise = ops.philox(ids, count, seed=seed, stream=stream, distribution=recipe.kind)
     noise = noise.mul_(recipe.scale).add_(recipe.shift).reshape(len(ids), *input_spec.shape)
-    return input_spec.to_raw(noise.clamp_(0, 1) if clamp else noise)
+    return input_spec.to_raw(noise.clamp_(0, 1) if clamp else noise, clamp=clamp)
 
 
 def check_noise(recipe: NoiseRecipe, input_spec: InputSpec) -> None:

@@ -187,7 +187,7 @@ class Synthesizer:
         # A copy, since batches are slices of one tensor and autograd takes a change of one for a change of all.
         unit = self.input_spec.to_unit(part.x.clone())
         self._optimize(dataclasses.replace(part, x=unit), progress, stop)
-        part.x.copy_(self.input_spec.to_raw(unit))
+        part.x.copy_(self.input_spec.to_raw(unit, clamp=self.recipe.clamp))
         round_(part.x, self._store_dtype, self._store_limits)
         self._label(part)
 
