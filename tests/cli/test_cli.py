@@ -166,7 +166,7 @@ def test_an_interrupted_run_continues_with_its_shards(tmp_path, monkeypatch, cap
     with monkeypatch.context() as patch:
         patch.setattr(Distiller, "fit", interrupted)
         assert main(*RUN, "--out", "halved") == 130
-    assert "zskd-fast: interrupted" in capsys.readouterr().err
+    assert "the same command continues from 16 of 16 impressions" in capsys.readouterr().err
     shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "halved").rglob("shard-*")}
     assert len(shards) == 2
     assert main(*RUN, "--out", "halved") == 0

@@ -179,21 +179,26 @@ def test_nvcc_without_a_version_gives_the_cpu_backend(tmp_path):
     assert "nvcc --version names no release)" in configure(tmp_path / "build", "AUTO", **found).stdout
 
 
-def test_minor_versions_of_nvcc_and_torch_may_differ(tmp_path):
+@pytest.fixture
+def torch_for_nvcc(tmp_path):
+    """The environment in which CMake finds a torch for the CUDA of the real nvcc, but of another minor version."""
     if figures.find_nvcc() is None:
         pytest.skip("no nvcc in PATH or CUDA_HOME, and CMake compiles a program with it")
     said = subprocess.run([figures.find_nvcc(), "--version"], capture_output=True, text=True, check=True).stdout
     major = re.search(r"release (\d+)", said)[1]
-    found = fake_toolchain(tmp_path, torch_cuda=f"{major}.99", nvcc_says="")
-    done = configure(tmp_path / "build", "ON", PYTHONPATH=found["PYTHONPATH"])
-    assert f"building the CPU and CUDA backends (nvcc {major}." in done.stdout, done.stderr
+    found = fake_toolchain(tmp_path / "fake", torch_cuda=f"{major}.99", nvcc_says="")
+    return {"PYTHONPATH": found["PYTHONPATH"]}
 
 
-@pytest.mark.skipif(torch.version.cuda is None, reason="this torch is a build without CUDA")
-def test_architectures_come_from_torch_cuda_arch_list(tmp_path):
-    done = configure(tmp_path, "ON", TORCH_CUDA_ARCH_LIST="9.0 10.0+PTX")
+def test_minor_versions_of_nvcc_and_torch_may_differ(tmp_path, torch_for_nvcc):
+    done = configure(tmp_path, "ON", **torch_for_nvcc)
+    assert re.search(r"building the CPU and CUDA backends \(nvcc (\d+).* for CUDA \1\.99\)", done.stdout), done.stderr
+
+
+def test_architectures_come_from_torch_cuda_arch_list(tmp_path, torch_for_nvcc):
+    done = configure(tmp_path, "ON", TORCH_CUDA_ARCH_LIST="9.0 10.0+PTX", **torch_for_nvcc)
     assert "for 9.0 10.0+PTX, torch for CUDA" in done.stdout, done.stderr
-    done = configure(tmp_path / "bad", "ON", TORCH_CUDA_ARCH_LIST="Hopper")
+    done = configure(tmp_path / "bad", "ON", TORCH_CUDA_ARCH_LIST="Hopper", **torch_for_nvcc)
     assert done.returncode != 0 and "TORCH_CUDA_ARCH_LIST has 'Hopper'" in " ".join(done.stderr.split())
 
 

@@ -7,19 +7,15 @@ from torch.nn import Parameter
 
 
 def can_bypass_dispatcher(*tensors: Tensor) -> bool:
-    """Return whether the call is eager, not profiled and has values: then it may call the extension directly."""
-    return (
-        is_eager(*tensors)
-        and not any(tensor.is_meta for tensor in tensors)
-        and not torch._C._autograd._profiler_enabled()
-    )
+    """Return whether the call is eager and not profiled: then it may call the extension directly."""
+    return is_eager(*tensors) and not torch._C._autograd._profiler_enabled()
 
 
 def is_eager(*tensors: Tensor) -> bool:
-    """Return whether the call is neither compiled, traced nor transformed, and has no tensor subclasses."""
+    """Return whether the call is neither compiled, traced nor transformed, and has plain tensors with values."""
     return (
         not torch.compiler.is_compiling()
-        and all(type(tensor) in (Tensor, Parameter) for tensor in tensors)
+        and all(type(tensor) in (Tensor, Parameter) and not tensor.is_meta for tensor in tensors)
         and torch._C._len_torch_dispatch_stack() == 0
         and not is_transformed()
         and torch._C._get_tracing_state() is None

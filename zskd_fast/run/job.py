@@ -22,6 +22,7 @@ from zskd_fast.run.summary import print_change
 from zskd_fast.runtime.environment import environment
 from zskd_fast.runtime.files import sha256
 from zskd_fast.runtime.processes import World, joined
+from zskd_fast.runtime.signals import continuing_from
 from zskd_fast.store.store import Store
 from zskd_fast.store.verify import require_same_teacher, require_whole
 from zskd_fast.synthesis.class_similarity import ClassSimilarity
@@ -103,9 +104,11 @@ def run_job(
         run.record.synthesis.health, run.record.synthesis.scaling = summary.health, summary.scaling
         run.save_class_similarity(synthesizer.class_similarity)
         run.save()
-        if summary.elsewhere:  # every other shard was hashed, or written, by `synthesize`
-            require_whole(store, job.device)
-        _distill(job, run, distiller, store, progress)
+        made = f"{synthesis.impressions:,} of {synthesis.impressions:,} impressions"
+        with continuing_from(lambda: made):
+            if summary.elsewhere:  # every other shard was hashed, or written, by `synthesize`
+                require_whole(store, job.device)
+            _distill(job, run, distiller, store, progress)
     return run
 
 
