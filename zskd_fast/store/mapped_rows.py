@@ -53,7 +53,7 @@ class MappedRows:
         """
         if 4 * self.shape.numel() > _free_bytes(device) // 2:
             return self
-        whole = torch.empty(self.shape, device=device)
+        whole = torch.empty(self.shape, dtype=torch.float32, device=device)
         for rows, shard in zip(whole.split(self._shard_size), self._shards, strict=True):
             rows.copy_(shard)
         return whole

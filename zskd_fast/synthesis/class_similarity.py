@@ -45,7 +45,7 @@ class ClassSimilarity:
     def __getitem__(self, classes: torch.Tensor) -> torch.Tensor:
         """Return the rows of these classes: [n] int64 -> [n, K] float32, on the device of the weights."""
         classes = classes.to(self._unit.device)
-        rows = torch.empty((len(classes), len(self)), device=classes.device)
+        rows = torch.empty((len(classes), len(self)), dtype=torch.float32, device=classes.device)
         for block in (classes // _BLOCK).unique().tolist():
             wanted = classes // _BLOCK == block
             rows[wanted] = self._block(block)[classes[wanted] - block * _BLOCK]
@@ -54,7 +54,7 @@ class ClassSimilarity:
     def matrix(self, limit: int | None = None) -> torch.Tensor:
         """Return the whole matrix [K, K], or its first ``limit`` rows and columns."""
         size = min(limit or len(self), len(self))
-        matrix = torch.empty((size, size), device=self._unit.device)
+        matrix = torch.empty((size, size), dtype=torch.float32, device=self._unit.device)
         for block, rows in enumerate(matrix.split(_BLOCK)):
             rows.copy_(self._block(block)[: len(rows), :size])
         return matrix

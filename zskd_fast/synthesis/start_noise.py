@@ -65,7 +65,7 @@ def _dead_leaves(
     draws = draws.reshape(len(ids), recipe.leaves, _DRAWS + channels, 1, 1)
     rows = pixel_centers(height, ids.device).reshape(1, height, 1)
     columns = pixel_centers(width, ids.device).reshape(1, 1, width)
-    image = torch.zeros((len(ids), *shape), device=ids.device)
+    image = torch.zeros((len(ids), *shape), dtype=torch.float32, device=ids.device)
     for leaf in range(recipe.leaves):
         covers = _box_covers if leaf % 2 else _ellipse_covers
         covered = covers(*_leaf_coordinates(draws[:, leaf, :_DRAWS], rows, columns, recipe.leaf_size))

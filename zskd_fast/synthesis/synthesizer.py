@@ -32,7 +32,7 @@ from zskd_fast.synthesis.rounding import limits_in, round_
 from zskd_fast.synthesis.scaling import scaled_recipe, scaling_note
 from zskd_fast.synthesis.start_noise import check_noise, start_noise
 
-# Without a gradient for any impression of the first batch, at the start and at this step, no impression is made.
+# A teacher without any gradient for the first batch, at its first step and at this one, is refused.
 _LAST_LOOK = 4
 
 
