@@ -71,11 +71,11 @@ class ImpressionRecipe:
     betas: tuple[float, ...]
     """Factors of the Dirichlet concentration that the impressions take in turn; the paper's are 1.0 and 0.1."""
     targets: Literal["dirichlet", "one_hot"]
-    """Targets from a Dirichlet distribution or, for comparison, one-hot (the paper's class impressions)."""
+    """Dirichlet, with K > 10 classes over a class and the 9 nearest, or one-hot (the paper's class impressions)."""
     concentration_floor: float
-    """Added to each class similarity before it is scaled by beta, so that every concentration is positive."""
+    """Added to each class similarity, so that no concentration is 0; with K > 10 classes, times 9 / (K - 1)."""
     temperature: float
-    """Temperature of the teacher's softmax in the loss of an impression."""
+    """Temperature of the teacher's softmax; with K > 10 classes, 1 + (temperature - 1) * ln 9 / ln(K - 1)."""
     steps: int
     """Adam steps per impression; with 0 an impression is its start noise."""
     learning_rate: float

@@ -20,6 +20,7 @@ from zskd_fast.store.store import Store
 _CLASSES_SHOWN = 10
 _IMPRESSIONS_PER_CLASS = 8
 _CLASSES_IN_MAP = 100
+_CLASSES_IN_BARS = 20
 
 
 def render(run: RunFolder) -> str:
@@ -37,6 +38,7 @@ def render(run: RunFolder) -> str:
         cards=list(_cards(record)),
         classes=_classes(store),
         num_classes=store.identity.num_classes,
+        bars=_CLASSES_IN_BARS,
         health=record.synthesis.health,
         scaling=record.synthesis.scaling,
         **_similarity(run),
@@ -81,31 +83,47 @@ def _cards(record: RunRecord) -> Iterator[tuple[str, str, str]]:
 
 
 def _classes(store: Store) -> list[dict[str, Any]]:
-    """Return some impressions of each of the first classes; the first ids are a balanced sample of the classes."""
+    """Return the first impressions of each of the first classes; the classes take turns, see ``Plan``."""
     identity = store.identity
-    sample = _first(store, identity.num_classes * _IMPRESSIONS_PER_CLASS)
+    shown = range(min(identity.num_classes, _CLASSES_SHOWN))
+    sample = _rows(store, [row * identity.num_classes + k for row in range(_IMPRESSIONS_PER_CLASS) for k in shown])
     answers = (sample.teacher_logits / identity.recipe.temperature).softmax(dim=1)
     return [
         {"index": k, "impressions": [_shown(sample, answers, row, identity) for row in rows]}
-        for k in range(min(identity.num_classes, _CLASSES_SHOWN))
+        for k in shown
         if (rows := (sample.class_index == k).nonzero().flatten().tolist())
     ]
 
 
-def _first(store: Store, count: int) -> Impressions:
-    shards = range(min(store.num_shards, -(-count // store.shard_size)))
-    return Impressions.concatenate([store.read_shard(shard) for shard in shards])[:count]
+def _rows(store: Store, ids: list[int]) -> Impressions:
+    """Return the impressions with these ids, in order, as far as the store has them; one shard is in memory at once."""
+    parts = []
+    for shard in sorted({i // store.shard_size for i in ids if i < store.num_impressions}):
+        first = shard * store.shard_size
+        held = len(store.shard_ids(shard))
+        rows = [i - first for i in sorted(ids) if 0 <= i - first < held]
+        parts.append(store.read_shard(shard)[torch.tensor(rows)])
+    return Impressions.concatenate(parts)
 
 
 def _shown(sample: Impressions, answers: torch.Tensor, row: int, identity: ImpressionIdentity) -> dict[str, object]:
-    target, answer = sample.target[row].tolist(), answers[row].tolist()
+    own = int(sample.class_index[row])
+    shown = bar_classes(sample.target[row], answers[row], own)
+    target, answer = sample.target[row, shown].tolist(), answers[row, shown].tolist()
     return {
         "id": int(sample.id[row]),
         "beta": f"{float(sample.beta[row]):g}",
         "loss": f"{float(sample.loss[row]):.3f}",
         "image": figures.picture(sample.x[row].numpy(), identity.input.valid_range),
-        "bars": Markup(figures.target_bars(target, answer, int(sample.class_index[row]))),
+        "bars": Markup(figures.target_bars(target, answer, shown.index(own))),
     }
+
+
+def bar_classes(target: torch.Tensor, answer: torch.Tensor, own_class: int) -> list[int]:
+    """Return the classes that the bars of an impression show: its own one and the most probable, in order."""
+    largest = torch.maximum(target, answer)
+    largest[own_class] = 2.0  # above every probability
+    return sorted(largest.topk(min(len(largest), _CLASSES_IN_BARS)).indices.tolist())
 
 
 def _curves(record: RunRecord) -> Iterator[str]:

@@ -6,7 +6,7 @@ from torch import nn
 from zskd_fast.errors import InputError
 from zskd_fast.models.classifier_layer import classifier_weight, find_classifier_layer
 from zskd_fast.synthesis.plan import Plan
-from zskd_fast.synthesis.scaling import others_factor
+from zskd_fast.synthesis.scaling import scaled_similarity
 
 # Below this spread the similarities of a row differ by no more than the rounding of float32 weights.
 _SMALLEST_SPREAD = 1e-6
@@ -84,15 +84,11 @@ def concentration(
     """Return the Dirichlet concentration of each impression, beta * (c_k + floor): [N, K] float32.
 
     ``similarity`` is [K, K] and ``ids`` [N] int64 on the same device; class k and beta come from the plan (section 3.3
-    of the paper). With more than 10 classes those of the other classes are scaled, see ``scaling``.
+    of the paper). With more than 10 classes c_k is scaled, see ``scaling``.
     """
     classes = plan.class_of(ids)
-    alpha = plan.beta_of(ids).unsqueeze(1) * (similarity[classes] + floor)
-    factor = others_factor(plan.num_classes)
-    if factor == 1:
-        return alpha
-    own = classes.unsqueeze(1)
-    return (alpha * factor).scatter_(1, own, alpha.gather(1, own))
+    beta = plan.beta_of(ids).unsqueeze(1)
+    return beta * (scaled_similarity(similarity[classes], classes) + floor)
 
 
 def _checked_weight(weight: torch.Tensor) -> torch.Tensor:

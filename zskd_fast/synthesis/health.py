@@ -146,6 +146,6 @@ class HealthMeter:
         return {
             "loss_before": float(start.loss.mean()),
             "loss_after": float(made.loss.mean()),
-            "loss_floor": float(-torch.special.xlogy(target, target).sum(dim=1).mean()),
+            "loss_floor": max(0.0, -float(torch.special.xlogy(target, target).sum(dim=1).mean())),
             "moved": float((start.x != made.x.to(device)).float().mean()),
         }
