@@ -112,6 +112,13 @@ def test_a_dict_or_two_inputs_need_forward_fn_and_the_sentence_says_so(model, fo
         assert torch.equal(classifier.logits(X), _wanted(vector_classifier()))
 
 
+def test_an_error_inside_a_model_of_one_tensor_does_not_advise_forward_fn():
+    with pytest.raises(InputError) as error:
+        Classifier(Wrapped(before=lambda x: None.shape), VECTOR)
+    assert str(error.value).endswith("'NoneType' object has no attribute 'shape'")
+    _refused(Wrapped(before=lambda x: x.pixel_values), "has no attribute 'pixel_values'; .* give forward_fn")
+
+
 def test_a_forward_fn_that_fails_is_named():
     _refused(KeywordInput(), r"no key 'pixels' \(called by forward_fn _wrong\)", forward_fn=_wrong)
 
@@ -193,12 +200,16 @@ def test_a_model_that_writes_into_its_input_gets_a_copy(before, role):
     assert torch.equal(logits, _wanted(vector_classifier(), before(x.clone())))
 
 
-def test_the_gradient_of_a_model_that_writes_into_its_input():
-    classifier = Classifier(Wrapped(before=subtracting), VECTOR)
+@pytest.mark.parametrize(
+    ("before", "copied"), [(subtracting, lambda x: x - 0.5), (torch.relu_, torch.relu)], ids=["-=", "relu_"]
+)
+def test_the_gradient_of_a_model_that_writes_into_its_input(before, copied):
+    """relu_ changes no value of the valid range here, but autograd refuses it on a leaf all the same."""
+    classifier = Classifier(Wrapped(before=before), VECTOR)
     x = X.clone().requires_grad_()
     with frozen(classifier.model):
         got = torch.autograd.grad(classifier.logits(x).square().sum(), x)[0]
-    y = (X - 0.5).requires_grad_()
+    y = copied(X).requires_grad_()
     with frozen(classifier.model):
         wanted = torch.autograd.grad(classifier.model.inner(y).square().sum(), y)[0]
     assert torch.equal(got, wanted)

@@ -20,7 +20,7 @@ ForwardFn = Callable[[nn.Module, torch.Tensor], object]
 
 _PROBED_ROWS = 3
 # Errors that a model raises which takes something else than one tensor.
-_OTHER_ARGUMENTS = (TypeError, KeyError, IndexError, AttributeError)
+_OTHER_ARGUMENTS = (TypeError, KeyError, IndexError)
 
 
 class Classifier:
@@ -182,7 +182,7 @@ class Classifier:
         help_ = ""
         if self.forward_fn is not None:
             help_ = f" (called by forward_fn {getattr(self.forward_fn, '__name__', self.forward_fn)})"
-        elif isinstance(error, _OTHER_ARGUMENTS):
+        elif isinstance(error, _OTHER_ARGUMENTS) or "'Tensor' object" in str(error):
             option = "forward_fn" if self.role == "teacher" else "student_forward_fn"
             help_ = (
                 f"; for a model that takes a dict or several inputs give {option} (--{option.replace('_', '-')} "
