@@ -50,3 +50,10 @@ def test_all_processes_end_with_one_student_that_is_close_to_that_of_one_process
             torch.testing.assert_close(loss, wanted, rtol=1e-4, atol=1e-6)
             weights = (torch.tensor(each["weights"]) for each in (ranks[0], alone))
             torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only /proc shows the threads of a process")
+def test_no_thread_of_the_process_group_outlives_it(results):
+    """A worker thread of gloo that released its last tensor after the end of the interpreter aborted the process."""
+    for size in SIZES[1:]:
+        assert all(rank["threads"] == [] for rank in results[size])

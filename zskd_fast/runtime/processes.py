@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -86,6 +87,9 @@ def process_group(device: torch.device) -> Iterator[World]:
     if launched().size == 1:
         yield World()
         return
+    # torch's optimizers import this module. Imported while the group exists, it keeps the group and its threads alive:
+    # a thread of gloo that releases its last tensor after the end of the interpreter aborts the process.
+    importlib.import_module("torch._dynamo")
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield joined()
