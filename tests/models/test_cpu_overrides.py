@@ -7,7 +7,7 @@ from small_models import synthesis_recipe
 from torch import nn
 
 from zskd_fast.config.input_spec import InputSpec
-from zskd_fast.models import LeNet5
+from zskd_fast.models import AlexNetHalf, LeNet5
 from zskd_fast.models import cpu_overrides as module
 from zskd_fast.models.cpu_overrides import cpu_overrides
 from zskd_fast.synthesis.synthesizer import Synthesizer
@@ -157,3 +157,58 @@ def test_the_synthesizer_uses_the_overrides_unless_its_teacher_is_compiled(used)
     assert used == ["_FastInputGradient", "max_pool", "max_pool"] * 3
     compiled = Synthesizer(_teacher(), spec, synthesis_recipe(compile_teacher=True), seed=0)
     assert not isinstance(compiled._overrides, module._Overrides)
+
+
+# ------------------------------------------------------------------------------- local response normalization
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels_last"),
+    [
+        ((2, 9, 4, 5), False),
+        ((2, 9, 4, 5), True),
+        ((3, 2, 3, 3), False),
+        ((1, 1, 2, 2), False),
+        ((4, 6, 7), False),
+        ((2, 7, 3, 2, 4), False),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 2, 4, 5])
+def test_the_response_norm_is_as_exact_as_torchs(shape, channels_last, size):
+    """Against float64, with values so large that the norm matters, windows at the edges and even sizes."""
+    generator = torch.Generator().manual_seed(0)
+    x, upstream = (10 * torch.randn(shape, generator=generator) for _ in range(2))
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+
+    def both(x, context):
+        x = x.clone().requires_grad_()
+        with context:
+            y = F.local_response_norm(x, size, alpha=0.3, k=1.5)
+        return y.detach(), torch.autograd.grad(y, x, upstream.to(x.dtype))[0]
+
+    truth = both(x.double(), torch.enable_grad())
+    plain = both(x, torch.enable_grad())
+    with cpu_overrides(CPU):
+        assert F.local_response_norm(x.clone().requires_grad_(), size).grad_fn.name() == "_FastResponseNormBackward"
+    for got, theirs, wanted in zip(both(x, cpu_overrides(CPU)), plain, truth, strict=True):
+        limit = 2 * (theirs - wanted).abs().max() + 2e-7 * wanted.abs().max()
+        assert (got - wanted).abs().max() <= limit
+
+
+@pytest.mark.parametrize("case", [{"beta": 0.5}, {"dtype": torch.float64}, {"k": 0.0}])
+def test_other_response_norms_are_torchs_own(case):
+    case = dict(case)
+    x = torch.rand(2, 6, 4, 4, dtype=case.pop("dtype", torch.float32)) + 0.5
+    wanted = F.local_response_norm(x, 5, **case)
+    with cpu_overrides(CPU):
+        assert torch.equal(F.local_response_norm(x, 5, **case), wanted)
+
+
+def test_a_model_with_response_norms_uses_the_faster_version(monkeypatch):
+    calls = []
+    version = module._FastResponseNorm.apply
+    monkeypatch.setattr(module._FastResponseNorm, "apply", lambda *args: (calls.append(1), version(*args))[1])
+    with cpu_overrides(CPU):
+        AlexNetHalf().eval()(torch.rand(2, 3, 32, 32))
+    assert len(calls) == 2

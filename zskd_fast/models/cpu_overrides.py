@@ -1,4 +1,4 @@
-"""Faster CPU versions of 2x2 max-pooling and of two convolution gradients, used while the context is active."""
+"""Faster CPU versions of 2x2 max-pooling, local response normalization and two convolution gradients."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ _FEW_CHANNELS = 4
 _LEAST_KERNEL, _LARGEST_KERNEL = 5, 16
 # The weight gradient of a convolution over a gray image is slow because oneDNN pads that one channel.
 _LEAST_GRAY_KERNEL = 3
+# The exponent of local response normalization that AlexNet and torch use.
+_BETA = 0.75
 
 
 def cpu_overrides(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Return a context in which `max_pool2d` and `conv2d` use faster versions on a CPU; a no-op on other devices.
+    """Return a context in which some functions use faster versions on a CPU; a no-op on other devices.
 
-    Pooling keeps its bits. The two gradients of a convolution change by rounding; the error of the input gradient is
+    They are `max_pool2d`, `conv2d` and `local_response_norm`. Pooling keeps its bits. The normalization changes by
+    rounding. The two gradients of a convolution change by rounding; the error of the input gradient is
     relative to the largest gradient nearby, so a pixel without any gradient may get about 1e-10 beside 1e-2 in LeNet-5,
     which Adam's epsilon makes harmless. The versions serve a teacher whose weights require no gradient, and the first
     layer of a student, whose input requires none; every other call is torch's own.
@@ -145,6 +148,46 @@ class _FastWeightGradient(torch.autograd.Function):
         return None, over_batch.transpose(0, 1), of_bias, None
 
 
+def _local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
+    if input.dtype == torch.float32 and input.dim() >= 3 and input.numel() and beta == _BETA and size >= 1 and k > 0:
+        return _FastResponseNorm.apply(input, size, alpha / size, k)
+    return F.local_response_norm(input, size, alpha, beta, k)
+
+
+class _FastResponseNorm(torch.autograd.Function):
+    """x * (k + a * sum of x^2 over neighboring channels)^-3/4, by shifted sums and a reciprocal square root.
+
+    torch takes the sum by a three-dimensional average pool and the power by logarithm and exponential.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, size: int, alpha: float, k: float) -> Tensor:
+        root = _channel_sums(input * input, size // 2, (size - 1) // 2).mul_(alpha).add_(k).rsqrt_()
+        factor = root * root.sqrt()
+        ctx.save_for_backward(input, root, factor)
+        ctx.size, ctx.alpha = size, alpha
+        return input * factor
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        input, root, factor = ctx.saved_tensors
+        # With s = k + a * sum: d s^-3/4 / d x_j = -3/2 a x_j s^-7/4 for each channel whose window holds j.
+        per_window = (grad * input).mul_(factor).mul_(root).mul_(root)
+        sums = _channel_sums(per_window, (ctx.size - 1) // 2, ctx.size // 2)
+        return (grad * factor).addcmul_(sums, input, value=-2 * _BETA * ctx.alpha), None, None, None
+
+
+def _channel_sums(x: Tensor, before: int, after: int) -> Tensor:
+    """Return for each channel the sum over itself, ``before`` channels before it and ``after`` channels after it."""
+    sums, channels = x.clone(), x.shape[1]
+    for shift in range(1, min(before, channels - 1) + 1):
+        sums[:, shift:] += x[:, :-shift]
+    for shift in range(1, min(after, channels - 1) + 1):
+        sums[:, :-shift] += x[:, shift:]
+    return sums
+
+
 def _pair(size: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size) * (2 if len(size) == 1 else 1)
 
@@ -153,4 +196,5 @@ _VERSIONS: dict[Any, Callable[..., Any]] = {
     torch.max_pool2d: _max_pool2d,
     F.max_pool2d: _max_pool2d,
     torch.conv2d: _conv2d,
+    F.local_response_norm: _local_response_norm,
 }
