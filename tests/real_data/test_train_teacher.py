@@ -48,6 +48,31 @@ def test_same_seed_same_bits_and_the_global_random_state_is_untouched(images):
     assert not torch.equal(first, other)
 
 
+@pytest.mark.parametrize(("probability", "fewest", "most"), [(0.0, 0, 0), (0.5, 20, 44), (1.0, 64, 64)])
+def test_images_are_mirrored_left_to_right_with_the_probability_asked_for(images, probability, fewest, most):
+    """A model that only looks sees each image of an epoch as it is or mirrored, and nothing else."""
+    seen = []
+
+    class Looking(LeNet5Half):
+        def forward(self, x):
+            if self.training:
+                seen.append(x.detach().clone())
+            return super().forward(x)
+
+    few = LabelledImages(images.images[:64], images.labels[:64], images.source)
+    recipe = TeacherRecipe(epochs=1, batch_size=64, flip_probability=probability)
+    train_teacher(Looking, few, recipe, seed=0, progress=False)
+    originals = to_input(few.images)
+
+    def found(x):
+        return sum(int((originals - image).flatten(1).abs().amax(1).min() < 1e-5) for image in x)
+
+    assert len(seen) == 1
+    mirrored = found(seen[0].flip(3))
+    assert fewest <= mirrored <= most
+    assert found(seen[0]) == 64 - mirrored
+
+
 def test_held_out_images_are_not_trained_on(images):
     """Wrong labels on the held-out images must not change the teacher."""
     recipe = TeacherRecipe(epochs=1, batch_size=32, held_out=80)
@@ -99,6 +124,7 @@ def test_a_loss_that_explodes_is_an_error(images):
         ({"warmup_fraction": 1.0}, "warmup_fraction must be between 0 and 1, both excluded, got 1.0"),
         ({"label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\), got 1.0"),
         ({"rotation_sigma": -0.1}, "rotation_sigma must be at least 0, got -0.1"),
+        ({"flip_probability": 1.5}, "flip_probability must be between 0 and 1, got 1.5"),
         ({"held_out": -1}, "held_out must be at least 0, got -1"),
     ],
 )

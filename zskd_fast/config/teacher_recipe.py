@@ -31,6 +31,8 @@ class TeacherRecipe:
     """Standard deviation of the scale of an image, around 1."""
     shift_sigma: float = 0.0
     """Standard deviation of the shift along each axis, as a fraction of half the width."""
+    flip_probability: float = 0.0
+    """Probability that an image is mirrored left to right; 0.5 suits photographs, not digits."""
     held_out: int = 0
     """Number of training images held out for validation; their accuracy is printed after each epoch."""
 
@@ -40,4 +42,5 @@ class TeacherRecipe:
         check.above_zero("max_learning_rate")
         check.at_least(0, "weight_decay", "rotation_sigma", "scale_sigma", "shift_sigma", "held_out")
         check.that("warmup_fraction", "between 0 and 1, both excluded", 0 < self.warmup_fraction < 1)
+        check.fraction("flip_probability")
         check.that("label_smoothing", "in [0, 1)", 0 <= self.label_smoothing < 1)

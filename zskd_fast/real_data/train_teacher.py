@@ -129,7 +129,10 @@ def _close_epoch(trained: TrainedTeacher, loss: float, validate: Callable[[], fl
 
 
 def _move(x: torch.Tensor, recipe: TeacherRecipe, generator: torch.Generator) -> torch.Tensor:
-    """Rotate, scale and shift each image of x[N, C, H, W] at random; zeros fill in from outside."""
+    """Mirror, rotate, scale and shift each image of x[N, C, H, W] at random; zeros fill in from outside."""
+    if recipe.flip_probability:
+        mirrored = torch.rand(len(x), generator=generator) < recipe.flip_probability
+        x = torch.where(mirrored.reshape(-1, 1, 1, 1), x.flip(3), x)
     draws = torch.randn(4, len(x), generator=generator)
     angle = draws[0] * recipe.rotation_sigma
     scale = 1.0 + draws[1] * recipe.scale_sigma
