@@ -13,9 +13,9 @@ struct RowLossParams {
   const void* a;  // [rows, classes] logits
   const void* b;  // [rows, classes] targets, or the teacher's logits
   int64_t a_stride, b_stride;
-  Dtype a_dtype, b_dtype;  // b_dtype is a_dtype, or f32 where a is a 16-bit float
-  void* loss;              // [rows], float32 (float64 for float64 logits)
-  void* grad;              // [rows, classes] dense, a_dtype; null if no gradient is wanted
+  Dtype a_dtype, b_dtype, grad_dtype;  // b_dtype and grad_dtype: a_dtype, or f32 where a is a 16-bit float
+  void* loss;                          // [rows], float32 (float64 for float64 logits)
+  void* grad;                          // [rows, classes] dense, grad_dtype; null if no gradient is wanted
   int64_t rows, classes;
   double temperature;
   double grad_weight;  // weight of one row in the reduced loss; the gradient is multiplied by it

@@ -25,7 +25,8 @@ struct RowLossKernel {
   const T* a;
   const U* b;
   A* loss;
-  T* grad;
+  void* grad;
+  bool wide_grad;  // the gradient is stored as A, otherwise as T
   int64_t a_stride, b_stride, classes;
   A temperature, grad_scale;
   math::ExpScale<A> exp_scale;
@@ -35,14 +36,15 @@ struct RowLossKernel {
       : a(static_cast<const T*>(p.a)),
         b(static_cast<const U*>(p.b)),
         loss(static_cast<A*>(p.loss)),
-        grad(static_cast<T*>(p.grad)),
+        grad(p.grad),
+        wide_grad(p.grad_dtype != p.a_dtype),
         a_stride(p.a_stride),
         b_stride(p.b_stride),
         classes(p.classes),
         temperature(static_cast<A>(p.temperature)),
         grad_scale(Op::scale(temperature) * static_cast<A>(p.grad_weight)),
         exp_scale(math::exp_scale_of<A>(p.temperature)),
-        stream(should_stream(p.rows * p.classes * static_cast<int64_t>(sizeof(T)))) {}
+        stream(should_stream(p.rows * p.classes * static_cast<int64_t>(wide_grad ? sizeof(A) : sizeof(T)))) {}
 
   // `scratch` holds 2 * classes values of A.
   void run(int64_t begin, int64_t end, A* scratch) const {
@@ -105,8 +107,16 @@ struct RowLossKernel {
     if (!grad) return;
 
     const math::RowFactors<A> factor = Op::factors(sum, grad_scale);
-    T* g = grad + row * classes;
-    if constexpr (sizeof(T) == sizeof(A)) {
+    if (wide_grad) {
+      long_gradient(static_cast<A*>(grad) + row * classes, e, f, factor);
+    } else {
+      long_gradient(static_cast<T*>(grad) + row * classes, e, f, factor);
+    }
+  }
+
+  template <class G>
+  void long_gradient(G* g, A* e, const A* f, math::RowFactors<A> factor) const {
+    if constexpr (sizeof(G) == sizeof(A)) {
       if (stream) {
 #pragma omp simd
         for (int64_t c = 0; c < classes; ++c) e[c] = math::row_gradient(e[c], f[c], factor);
@@ -169,7 +179,11 @@ struct RowLossKernel {
         az[c * kLanes + l] = math::row_gradient(az[c * kLanes + l], bz[c * kLanes + l], {factor_a[l], factor_b[l]});
       }
     }
-    columns_to_rows(az, kLanes, count, classes, grad + row * classes);
+    if (wide_grad) {
+      columns_to_rows(az, kLanes, count, classes, static_cast<A*>(grad) + row * classes);
+    } else {
+      columns_to_rows(az, kLanes, count, classes, static_cast<T*>(grad) + row * classes);
+    }
   }
 
   __attribute__((always_inline)) math::RowTerm<A> term(A z, A other, A a_max, A b_max) const {

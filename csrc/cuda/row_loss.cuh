@@ -39,7 +39,8 @@ struct RowLoss {
   const T* a;
   const U* b;
   A* loss;
-  T* grad;
+  void* grad;
+  bool wide_grad;  // the gradient is stored as A, otherwise as T
   int64_t a_stride, b_stride, rows, classes;
   A temperature, grad_scale;
   math::ExpScale<A> exp_scale;
@@ -49,7 +50,8 @@ struct RowLoss {
       : a(static_cast<const T*>(p.a)),
         b(static_cast<const U*>(p.b)),
         loss(static_cast<A*>(p.loss)),
-        grad(static_cast<T*>(p.grad)),
+        grad(p.grad),
+        wide_grad(p.grad_dtype != p.a_dtype),
         a_stride(p.a_stride),
         b_stride(p.b_stride),
         rows(p.rows),
@@ -69,6 +71,16 @@ struct RowLoss {
   __device__ void write_loss(int64_t row, math::RowSums<A> sum) const {
     const A value = Op::loss(sum, temperature);
     store<1>(loss + row, &value);
+  }
+
+  // The classes from c on. wide_grad is the same for all threads, so the branch costs no divergence.
+  template <int kWidth>
+  __device__ __forceinline__ void write_grad(int64_t row, int64_t c, const A* values) const {
+    const int64_t at = row * classes + c;
+    if constexpr (sizeof(T) < sizeof(A)) {
+      if (wide_grad) return store<kWidth>(static_cast<A*>(grad) + at, values);
+    }
+    store<kWidth>(static_cast<T*>(grad) + at, values);
   }
 
   // The value of b for a class beyond the end of the row; it changes neither the maximum nor the sums.
@@ -138,7 +150,7 @@ __device__ __forceinline__ void register_row(const RowLoss<Op, T, U>& p, int64_t
     if (c >= classes) break;
 #pragma unroll
     for (int j = i; j < i + kWidth; ++j) a[j] = math::row_gradient(a[j], b[j], factor);
-    store<kWidth>(p.grad + row * p.classes + c, a + i);
+    p.template write_grad<kWidth>(row, c, a + i);
   }
 }
 
@@ -198,7 +210,7 @@ __global__ void __launch_bounds__(kLongRowThreads, kLeastBlocks<T>) long_rows(co
         const math::RowTerm<A> term = p.term(a[j], b[j], part.a_max, part.b_max);
         a[j] = math::row_gradient(term.e, term.f, factor);
       }
-      store<kWidth>(p.grad + row * p.classes + c, a);
+      p.template write_grad<kWidth>(row, c, a);
     }
   }
 }
@@ -229,7 +241,7 @@ void run_typed(const char* op, const RowLossParams& params, cudaStream_t stream)
   const RowLoss<Op, T, U> p(params);
   const bool wide = is_aligned(p.a, p.a_stride, p.classes, kVector<T>) &&
                     is_aligned(p.b, p.b_stride, p.classes, kVector<T>) &&
-                    is_aligned(p.grad, p.classes, p.classes, kVector<T>);
+                    is_aligned(static_cast<const T*>(p.grad), p.classes, p.classes, kVector<T>);
   if (wide) return launch_rows<kVector<T>>(op, p, stream);
   launch_rows<1>(op, p, stream);
 }

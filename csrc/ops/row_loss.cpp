@@ -33,12 +33,13 @@ void check_arguments(const RowLoss& names, const at::Tensor& a, const at::Tensor
 void check_grad_out(const RowLoss& names, const at::Tensor& grad, const at::Tensor& a) {
   check_same_shape(names.op, "out", grad, a, names.a);
   check_same_device(names.op, "out", grad, a, names.a);
-  ZSKD_CHECK_TYPE(grad.scalar_type() == a.scalar_type(), names.op, ": out is ", grad.scalar_type(), ", wanted ",
-                  a.scalar_type(), " as ", names.a);
+  const bool fits = grad.scalar_type() == a.scalar_type() || grad.scalar_type() == accumulate_type(a.scalar_type());
+  ZSKD_CHECK_TYPE(fits, names.op, ": out is ", grad.scalar_type(), ", wanted ", a.scalar_type(), " as ", names.a);
   ZSKD_CHECK(grad.is_contiguous(), names.op, ": out has strides ", grad.strides(), ", wanted a contiguous tensor");
   ZSKD_CHECK(!grad.is_alias_of(a), names.op, ": out shares memory with ", names.a);
 }
 
+// In the dtype of `a`, or in the caller's float32 buffer, where the gradient of a 16-bit `a` is not yet rounded.
 at::Tensor gradient_buffer(const RowLoss& names, const at::Tensor& a, bool with_grad,
                            const std::optional<at::Tensor>& grad_out) {
   if (!with_grad) return at::empty({0}, a.options());
@@ -84,6 +85,7 @@ LossAndGrad row_loss(const RowLoss& names, const at::Tensor& a, const at::Tensor
   RowLossParams p;
   p.a_dtype = dtype_of(names.op, names.a, dense_a);
   p.b_dtype = dtype_of(names.op, names.b, dense_b);
+  p.grad_dtype = dtype_of(names.op, "out", grad);
   p.a = dense_a.const_data_ptr();
   p.b = dense_b.const_data_ptr();
   p.a_stride = dense_a.stride(0);
@@ -93,6 +95,8 @@ LossAndGrad row_loss(const RowLoss& names, const at::Tensor& a, const at::Tensor
   p.rows = a.size(0);
   p.classes = a.size(1);
   p.temperature = temperature;
+  // Into a 16-bit gradient the weight is multiplied before the rounding; a loss scale comes later, so a backward pass
+  // asks for a float32 gradient (zskd_fast/ops/_row_loss.py).
   p.grad_weight = parsed == Reduction::mean ? 1.0 / static_cast<double>(p.rows) : 1.0;
   if (p.rows > 0) run(names.backends, p, losses);
   return {reduce(losses, parsed), grad};

@@ -107,6 +107,19 @@ def test_16_bit_logits_and_float32_target(op, dtype, classes):
     assert_row_loss(op, a, b, 4.0, emulated.row_loss(op, a, b, 4.0))
 
 
+@pytest.mark.parametrize("classes", [10, 16, 500, 1032, 5000])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("op", ROW_LOSSES)
+def test_float32_gradient_of_16_bit_logits_is_not_rounded(op, dtype, classes):
+    a, b = logits_of(rows_of(classes), classes, dtype), other_of(op, rows_of(classes), classes)
+    for offset in (0, 1):
+        _, wide = emulated.row_loss(op, a, b, 4.0, grad_weight=1e-7, grad_dtype=torch.float32, offset=offset)
+        assert_close(wide, exact(op, a, b, 4.0)[1] * 1e-7, 3e-6, f"gradient at an offset of {offset}")
+    loss, wide = emulated.row_loss(op, a, b, 4.0, grad_dtype=torch.float32)
+    want_loss, want = emulated.row_loss(op, a, b, 4.0)
+    assert torch.equal(loss, want_loss) and torch.equal(wide.to(dtype), want)
+
+
 @pytest.mark.parametrize("classes", [10, 1000, 2000])
 @pytest.mark.parametrize("op", ROW_LOSSES)
 def test_row_losses_without_gradient_and_with_a_weight(op, classes):

@@ -34,12 +34,13 @@ class Buffer {
   int64_t first_;
 };
 
-void row_loss(void (*op)(const RowLossParams&, cuda::Stream), Dtype a_dtype, Dtype b_dtype, int64_t classes,
-              int64_t offset) {
+void row_loss(void (*op)(const RowLossParams&, cuda::Stream), Dtype a_dtype, Dtype b_dtype, Dtype grad_dtype,
+              int64_t classes, int64_t offset) {
   const int64_t rows = classes > 1000 ? 2 : 5;
   Buffer a(rows * classes, a_dtype, offset), b(rows * classes, b_dtype), loss(rows, accumulate(a_dtype)),
-      grad(rows * classes, a_dtype);
-  op({a.data(), b.data(), classes, classes, a_dtype, b_dtype, loss.data(), grad.data(), rows, classes, 4.0, 1.0},
+      grad(rows * classes, grad_dtype);
+  op({a.data(), b.data(), classes, classes, a_dtype, b_dtype, grad_dtype, loss.data(), grad.data(), rows, classes, 4.0,
+      1.0},
      nullptr);
 }
 
@@ -75,8 +76,8 @@ void all_ops() {
     for (const int64_t classes : kClasses) {
       for (const Dtype other : {dtype, accumulate(dtype)}) {
         for (const int64_t offset : {0, 1}) {
-          row_loss(cuda::soft_cross_entropy, dtype, other, classes, offset);
-          row_loss(cuda::distillation_loss, dtype, other, classes, offset);
+          row_loss(cuda::soft_cross_entropy, dtype, other, dtype, classes, offset);
+          row_loss(cuda::distillation_loss, dtype, other, accumulate(dtype), classes, offset);
         }
       }
       dirichlet(dtype, classes);

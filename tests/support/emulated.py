@@ -83,6 +83,7 @@ class RowLossParams(ctypes.Structure):
         ("b_stride", ctypes.c_int64),
         ("a_dtype", ctypes.c_int8),
         ("b_dtype", ctypes.c_int8),
+        ("grad_dtype", ctypes.c_int8),
         ("loss", ctypes.c_void_p),
         ("grad", ctypes.c_void_p),
         ("rows", ctypes.c_int64),
@@ -212,6 +213,7 @@ def row_loss(
     *,
     grad: bool = True,
     grad_weight: float = 1.0,
+    grad_dtype: torch.dtype | None = None,
     offset: int = 0,
     traffic: list[Traffic] | None = None,
     **how: int,
@@ -219,7 +221,7 @@ def row_loss(
     """Return the loss [N] and the gradient [N, K] or None. The rows of `a` and `b` may be any distance apart."""
     rows, classes = a.shape
     loss = Output((rows,), accumulate_dtype(a.dtype))
-    gradient = Output((rows, classes), a.dtype, offset)
+    gradient = Output((rows, classes), grad_dtype or a.dtype, offset)
     moved = call(
         op,
         RowLossParams(
@@ -229,6 +231,7 @@ def row_loss(
             b_stride=b.stride(0),
             a_dtype=DTYPES[a.dtype],
             b_dtype=DTYPES[b.dtype],
+            grad_dtype=DTYPES[gradient.tensor.dtype],
             loss=loss.tensor.data_ptr(),
             grad=gradient.tensor.data_ptr() if grad else None,
             rows=rows,

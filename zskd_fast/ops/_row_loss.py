@@ -1,4 +1,10 @@
-"""Common parts of the two row losses. Both compute the loss and its gradient in one pass and save the gradient."""
+"""Common parts of the two row losses. Both compute the loss and its gradient in one pass and save the gradient.
+
+For 16-bit logits the saved gradient is in float32, and is rounded to 16 bits once, after the multiplication by the
+upstream gradient. Gradients of the mean, or of classes with a small probability, are often below the smallest float16
+(6e-8): a loss scale, as of GradScaler, cannot bring back what was rounded away before it. A saved gradient in 16 bits
+without the factor 1/N would still lose the small probabilities. The price is 2 more bytes written and read per element.
+"""
 
 import math
 from collections.abc import Callable
@@ -24,14 +30,22 @@ def direct_loss(kernel: Kernel, logits: Tensor, other: Tensor, temperature: floa
 class _DirectLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, other: Tensor, temperature: float, reduction: str, kernel: Kernel) -> Tensor:
-        loss, grad = kernel(logits, other, temperature, reduction, True, None)
+        loss, grad = kernel(logits, other, temperature, reduction, True, unrounded_grad(logits))
         ctx.save_for_backward(grad)
+        ctx.dtype = logits.dtype
         ctx.op = kernel.__name__
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None, None, None]:
         return scale_grad(ctx.op, ctx, grad_loss), None, None, None, None
+
+
+def unrounded_grad(logits: Tensor) -> Tensor | None:
+    """Return a float32 buffer for the gradient of 16-bit logits; None for others: the kernel allocates theirs."""
+    if logits.dtype not in (torch.float16, torch.bfloat16):
+        return None
+    return torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
 
 
 def check_constant(op: str, argument: str, tensor: Tensor) -> None:
@@ -76,10 +90,10 @@ def check_shapes(op: str, logits: tuple[str, Tensor], other: tuple[str, Tensor])
 
 
 def fake_loss_and_grad(logits: Tensor, reduction: str, with_grad: bool) -> tuple[Tensor, Tensor]:
-    """Return empty tensors with the shapes and dtypes of the loss and its gradient."""
+    """Return empty tensors with the shapes and dtypes of the loss and its gradient, which is not yet rounded."""
     dtype = torch.float32 if logits.dtype in (torch.float16, torch.bfloat16) else logits.dtype
     loss = logits.new_empty(logits.shape[:1] if reduction == "none" else (), dtype=dtype)
-    grad = torch.empty(logits.shape if with_grad else (0,), dtype=logits.dtype, device=logits.device)
+    grad = torch.empty(logits.shape if with_grad else (0,), dtype=dtype, device=logits.device)
     return loss, grad
 
 
@@ -87,13 +101,15 @@ def save_grad(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) 
     """Save the gradient for backward (the setup_context of the custom ops)."""
     ctx.set_materialize_grads(False)  # the second output has no upstream gradient: do not allocate zeros for it
     ctx.save_for_backward(output[1])
+    ctx.dtype = inputs[0].dtype
 
 
 def _may_return_saved(grad_loss: Tensor) -> bool:
     """Return whether backward may return the saved gradient itself: the upstream gradient is 1, and the graph is freed.
 
-    This saves a pass over [N, K] in the common `loss.backward()`. It is limited to eager calls on a CPU: reading the
-    upstream gradient would make a GPU wait, and a traced graph cannot branch on its value.
+    This saves a pass over [N, K] in the common `loss.backward()` (for 16-bit logits the multiplication: the rounding
+    remains). It is limited to eager calls on a CPU: reading the upstream gradient would make a GPU wait, and a traced
+    graph cannot branch on its value.
     """
     if torch.compiler.is_compiling() or type(grad_loss) is not Tensor or not grad_loss.is_cpu or grad_loss.dim() > 0:
         return False
@@ -106,6 +122,6 @@ def scale_grad(op: str, ctx: Any, grad_loss: Tensor) -> Tensor:
     if torch.is_grad_enabled():
         raise RuntimeError(f"{op}: double backward is not provided; use zskd_fast.reference.{op} where it is needed")
     if _may_return_saved(grad_loss):
-        return grad
+        return grad.to(ctx.dtype)
     weight = grad_loss if grad_loss.dim() == 0 else grad_loss.unsqueeze(1)
-    return (grad * weight).to(grad.dtype)
+    return (grad * weight).to(ctx.dtype)

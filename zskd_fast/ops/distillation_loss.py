@@ -16,6 +16,7 @@ from zskd_fast.ops._row_loss import (
     plain_loss,
     save_grad,
     scale_grad,
+    unrounded_grad,
 )
 from zskd_fast.reference.distillation_loss import distillation_loss as _reference
 
@@ -26,7 +27,9 @@ _NAME = "distillation_loss"
 def _op(
     student_logits: Tensor, teacher_logits: Tensor, temperature: float, reduction: str, with_grad: bool
 ) -> tuple[Tensor, Tensor]:
-    return _C.distillation_loss(student_logits, teacher_logits, temperature, reduction, with_grad, None)
+    out = unrounded_grad(student_logits) if with_grad else None
+    loss, grad = _C.distillation_loss(student_logits, teacher_logits, temperature, reduction, with_grad, out)
+    return loss, grad if with_grad else grad.to(loss.dtype)
 
 
 @_op.register_fake

@@ -16,6 +16,7 @@ from zskd_fast.ops._row_loss import (
     plain_loss,
     save_grad,
     scale_grad,
+    unrounded_grad,
 )
 from zskd_fast.reference.soft_cross_entropy import soft_cross_entropy as _reference
 
@@ -24,7 +25,9 @@ _NAME = "soft_cross_entropy"
 
 @torch.library.custom_op("zskd_fast::soft_cross_entropy", mutates_args=())
 def _op(logits: Tensor, target: Tensor, temperature: float, reduction: str, with_grad: bool) -> tuple[Tensor, Tensor]:
-    return _C.soft_cross_entropy(logits, target, temperature, reduction, with_grad, None)
+    out = unrounded_grad(logits) if with_grad else None
+    loss, grad = _C.soft_cross_entropy(logits, target, temperature, reduction, with_grad, out)
+    return loss, grad if with_grad else grad.to(loss.dtype)
 
 
 @_op.register_fake
@@ -95,10 +98,11 @@ def soft_cross_entropy_value_and_grad(
 
     Args:
         logits, target, temperature, reduction: As for `soft_cross_entropy`.
-        out: [..., K] contiguous, in the dtype of logits. The gradient is written to it instead of a new tensor.
+        out: [..., K] contiguous, in the dtype of logits, or float32 for 16-bit logits. The gradient is written to it
+            instead of a new tensor.
 
     Returns:
-        The loss, and the gradient of the reduced loss [..., K] in the dtype of logits.
+        The loss, and the gradient of the reduced loss [..., K] in the dtype of logits or of `out`.
 
     Raises:
         ValueError, TypeError: As `soft_cross_entropy`; or `out` does not fit.
@@ -109,7 +113,8 @@ def soft_cross_entropy_value_and_grad(
     if can_bypass_dispatcher(logits, target, *(() if out is None else (out,))):
         return _C.soft_cross_entropy(logits, target, temperature, reduction, True, out)
     if out is None:
-        return _op(logits, target, float(temperature), reduction, True)
+        loss, grad = _op(logits, target, float(temperature), reduction, True)
+        return loss, grad.to(logits.dtype)
     return _out_op(logits, target, float(temperature), reduction, out), out
 
 
