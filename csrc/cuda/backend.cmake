@@ -4,9 +4,11 @@
 
 # TORCH_CUDA_ARCH_LIST as for torch's own builds: numbers such as 8.0 or 9.0a, with +PTX to run on later devices too,
 # separated by spaces, commas or semicolons.
-set(zskd_cuda_architectures "8.0;9.0+PTX")
 if(NOT "$ENV{TORCH_CUDA_ARCH_LIST}" STREQUAL "")
   string(REGEX REPLACE "[ ,;]+" ";" zskd_cuda_architectures "$ENV{TORCH_CUDA_ARCH_LIST}")
+else()
+  include(${CMAKE_CURRENT_LIST_DIR}/architectures.cmake)
+  zskd_default_architectures(${ZSKD_NVCC} zskd_cuda_architectures)
 endif()
 set(CMAKE_CUDA_ARCHITECTURES "")
 foreach(architecture IN LISTS zskd_cuda_architectures)

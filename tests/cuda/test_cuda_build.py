@@ -202,5 +202,50 @@ def test_architectures_come_from_torch_cuda_arch_list(tmp_path, torch_for_nvcc):
     assert done.returncode != 0 and "TORCH_CUDA_ARCH_LIST has 'Hopper'" in " ".join(done.stderr.split())
 
 
+def default_architectures(folder: Path, *listed: int) -> str:
+    """Return the default list that the build makes for an nvcc that knows these architectures; raise its message."""
+    nvcc, script = folder / "nvcc", folder / "ask.cmake"
+    nvcc.write_text(f"#!/bin/sh\n[ $1 = --list-gpu-arch ] && printf 'compute_%s\\n' {' '.join(map(str, listed))}\n")
+    nvcc.chmod(0o755)
+    script.write_text(
+        f"include({ROOT / 'csrc' / 'cuda' / 'architectures.cmake'})\n"
+        f"zskd_default_architectures({nvcc} found)\n"
+        'message("${found}")\n'
+    )
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["cmake", "-P", str(script)], capture_output=True, text=True, env={**os.environ, "PATH": path}
+    )
+    if done.returncode:
+        raise RuntimeError(" ".join(done.stderr.split()))
+    return done.stderr.strip()
+
+
+@pytest.mark.parametrize(
+    ("listed", "wanted"),
+    [
+        ((75, 80, 86, 87, 88, 89, 90, 100, 110, 103, 120, 121), "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"),  # nvcc 13.0
+        ((50, 60, 70, 75, 80, 86, 87, 89, 90), "7.5;8.0;8.6;8.9;9.0+PTX"),  # nvcc 12.4
+    ],
+    ids=["13.0", "12.4"],
+)
+def test_default_architectures_are_those_that_nvcc_knows(tmp_path, listed, wanted):
+    assert default_architectures(tmp_path, *listed) == wanted
+
+
+def test_nvcc_that_knows_no_default_architecture_is_an_error(tmp_path):
+    with pytest.raises(RuntimeError, match="set TORCH_CUDA_ARCH_LIST"):
+        default_architectures(tmp_path, 50)
+
+
+def test_build_without_a_list_is_for_the_default_architectures(tmp_path, torch_for_nvcc, monkeypatch):
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    said = configure(tmp_path, "ON", **torch_for_nvcc)
+    listed = subprocess.run([figures.find_nvcc(), "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
+    (tmp_path / "asked").mkdir()
+    wanted = default_architectures(tmp_path / "asked", *map(int, re.findall(r"compute_(\d+)", listed)))
+    assert f"for {wanted.replace(';', ' ')}, torch for CUDA" in said.stdout, said.stderr
+
+
 def test_reason_for_a_cpu_build_is_printed_if_cuda_is_disabled(tmp_path):
     assert "building the CPU backend (ZSKD_CUDA=0)" in configure(tmp_path, "OFF").stdout
