@@ -29,8 +29,12 @@ cuda-check: ## build with nvcc and CUDA's torch (5.5 GB) and test it, without a 
 	$(MAKE) setup VENV=$(CUDA_VENV) TORCH='$(CUDA_TORCH)'
 	$(CUDA_VENV)/bin/python tests/cuda/check.py cpu
 
-gpu-check: ## test the same build on a machine with a GPU: parity, repeats, streams, graphs
+# Looks for a GPU before it installs anything. Without CUDA the package is built for its dependencies only: check.py
+# builds the extension itself. With torch and the dependencies at hand, and no network: python tests/cuda/check.py device
+gpu-check: ## test on a machine with a GPU: device tests, demo, equal stores, benchmarks
+	$(PYTHON) tests/cuda/check.py look
 	$(MAKE) setup VENV=$(CUDA_VENV) TORCH='$(CUDA_TORCH)'
+	ZSKD_CUDA=0 PATH="$(abspath $(CUDA_VENV)/bin):$$PATH" $(CUDA_VENV)/bin/pip install -qq --no-build-isolation '.[report,test,bench]'
 	$(CUDA_VENV)/bin/python tests/cuda/check.py device
 
 bench: $(VENV)/.built ## time the ops and the whole job against their alternatives

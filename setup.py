@@ -35,5 +35,11 @@ class CMakeBuild(build_ext):
         for prefix in [package_folder.parent, *([ROOT] if self.editable_mode else [])]:
             subprocess.run(["cmake", "--install", str(build_folder), "--prefix", str(prefix)], check=True)
 
+    def copy_extensions_to_source(self) -> None:
+        """Copy the record too after `build_ext --inplace`, without which the loader takes the extension as missing."""
+        super().copy_extensions_to_source()
+        build_folder = Path(self.build_temp).resolve()
+        subprocess.run(["cmake", "--install", str(build_folder), "--prefix", str(ROOT)], check=True)
+
 
 setup(ext_modules=[Extension("zskd_fast._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
