@@ -1,7 +1,6 @@
 #include "math/dirichlet.h"
 
-#include <ATen/ops/empty.h>
-
+#include "ops/allocate.h"
 #include "ops/dispatch.h"
 #include "ops/ops.h"
 
@@ -46,7 +45,7 @@ at::Tensor dirichlet(const at::Tensor& concentration, const at::Tensor& ids, int
   const int64_t rows = ids.size(0), classes = concentration.size(-1);
   const at::Tensor matrix = concentration.dim() == 1 ? concentration.expand({rows, classes}) : concentration;
   const at::Tensor dense = with_dense_rows(matrix);
-  const at::Tensor out = at::empty({rows, classes}, concentration.options());
+  const at::Tensor out = empty_output({rows, classes}, concentration.options());
 
   DirichletParams p;
   p.dtype = dtype_of(kOp, "concentration", dense);

@@ -1,8 +1,7 @@
-#include <ATen/ops/empty.h>
-
 #include <limits>
 
 #include "cpu/backend.h"
+#include "ops/allocate.h"
 #include "ops/check.h"
 #include "ops/ops.h"
 
@@ -26,8 +25,8 @@ void check_image(const at::Tensor& x) {
 std::tuple<at::Tensor, at::Tensor> max_pool(const at::Tensor& x) {
   check_image(x);
   const int64_t height = x.size(2), width = x.size(3);
-  const at::Tensor out = at::empty({x.size(0), x.size(1), height / 2, width / 2}, x.options());
-  const at::Tensor place = at::empty(out.sizes(), out.options().dtype(at::kLong));
+  const at::Tensor out = empty_output({x.size(0), x.size(1), height / 2, width / 2}, x.options());
+  const at::Tensor place = empty_output(out.sizes(), out.options().dtype(at::kLong));
 
   MaxPoolParams p;
   p.x = x.const_data_ptr<float>();

@@ -1,6 +1,5 @@
-#include <ATen/ops/empty.h>
-
 #include "math/variates.h"
+#include "ops/allocate.h"
 #include "ops/dispatch.h"
 #include "ops/ops.h"
 
@@ -29,7 +28,7 @@ at::Tensor philox(const at::Tensor& ids, int64_t count, int64_t seed, int64_t st
   ZSKD_CHECK(stream >= 0 && stream < kStreams, kOp, ": stream is ", stream, ", wanted 0 to 2^28 - 1");
   ZSKD_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble, kOp, ": dtype is ", dtype,
                   ", wanted float32 or float64");
-  const at::Tensor out = at::empty({ids.size(0), count}, ids.options().dtype(dtype));
+  const at::Tensor out = empty_output({ids.size(0), count}, ids.options().dtype(dtype));
 
   PhiloxParams p;
   p.ids = ids.const_data_ptr<int64_t>();

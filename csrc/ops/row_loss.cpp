@@ -6,6 +6,8 @@
 
 #include <cmath>
 
+#include "ops/allocate.h"
+
 namespace zskd::ops {
 namespace {
 
@@ -43,7 +45,7 @@ void check_grad_out(const RowLoss& names, const at::Tensor& grad, const at::Tens
 at::Tensor gradient_buffer(const RowLoss& names, const at::Tensor& a, bool with_grad,
                            const std::optional<at::Tensor>& grad_out) {
   if (!with_grad) return at::empty({0}, a.options());
-  if (!grad_out) return at::empty(a.sizes(), a.options());
+  if (!grad_out) return empty_output(a.sizes(), a.options());
   check_grad_out(names, *grad_out, a);
   return *grad_out;
 }
