@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from small_models import synthesis_recipe
+from small_models import rough_forward, synthesis_recipe
 from torch import nn
 
 from zskd_fast.config.input_spec import InputSpec
 from zskd_fast.errors import InputError
+from zskd_fast.models import fast_copy
 from zskd_fast.synthesis.synthesizer import Synthesizer
 
 IMAGE = InputSpec(shape=(3, 8, 8))
@@ -58,6 +59,18 @@ def test_the_impressions_differ_by_rounding_only(options):
     assert torch.equal(made.target, expected.target)
     torch.testing.assert_close(made.x, expected.x, rtol=0, atol=1e-4)
     torch.testing.assert_close(made.teacher_logits, expected.teacher_logits, rtol=1e-4, atol=1e-4)
+
+
+def test_the_copy_is_compared_without_tf32():
+    Synthesizer(_teacher(), IMAGE, synthesis_recipe(fold_batch_norm=True), seed=1, forward_fn=rough_forward())
+
+
+def test_a_copy_in_bfloat16_may_differ_by_its_rounding(monkeypatch):
+    monkeypatch.setattr(fast_copy, "relative_error", lambda got, wanted: 0.05)
+    fold = synthesis_recipe(fold_batch_norm=True)
+    with pytest.raises(InputError, match=r"changes the logits of an input by 5\.0e-02"):
+        Synthesizer(_teacher(), IMAGE, fold, seed=1)
+    Synthesizer(_teacher().bfloat16(), IMAGE, fold, seed=1)
 
 
 def test_folding_removes_every_batch_norm_of_the_copy_and_none_of_the_teacher():

@@ -16,7 +16,7 @@ from command_line import (
     workplace,  # noqa: F401 (a fixture for every test here)
 )
 from safetensors.torch import save_file
-from small_models import IMAGE, image_classifier, open_store, synthesis_recipe
+from small_models import IMAGE, image_classifier, open_store, rough_forward, synthesis_recipe
 
 from zskd_fast.errors import InputError
 from zskd_fast.models.classifier import Classifier
@@ -48,6 +48,14 @@ def _change_logits(store, shard, change):
 def test_an_intact_store_has_no_faults(store):
     assert list(shard_faults(store)) == []
     assert list(teacher_faults(store, Classifier(image_classifier(), IMAGE))) == []
+
+
+def test_the_logits_of_a_store_are_made_and_compared_without_tf32(tmp_path):
+    teacher = Classifier(image_classifier(), IMAGE, forward_fn=rough_forward())
+    synthesizer = Synthesizer(teacher, IMAGE, synthesis_recipe(), seed=1)
+    made = open_store(tmp_path / "b", synthesizer)
+    synthesize(synthesizer, made, progress=False)
+    assert list(teacher_faults(made, teacher)) == []
 
 
 def test_a_missing_and_a_changed_shard_are_named(store):

@@ -8,7 +8,8 @@ import torch
 from zskd_fast.errors import InputError
 from zskd_fast.models.classifier import Classifier, frozen, modes_kept
 from zskd_fast.models.cpu_overrides import cpu_overrides
-from zskd_fast.models.probe import TOLERANCE, relative_error, shared_memory
+from zskd_fast.models.probe import relative_error, shared_memory
+from zskd_fast.runtime.precision import full_float32
 from zskd_fast.runtime.processes import joined
 
 
@@ -41,14 +42,14 @@ def probe_student(teacher: Classifier, student: Classifier, batch_size: int) -> 
     _refuse_shared([name for name in shared_memory(student.model, teacher.model) if name in trained])
     modules, x = _shared_modules(teacher, student), teacher.probe_input()
     if modules:
-        with torch.no_grad(), frozen(teacher.model):
+        with torch.no_grad(), frozen(teacher.model), full_float32():
             wanted = teacher.logits(x)
     with training(teacher, student):
         uses_every_parameter = _step(student, batch_size)
         if modules:  # they are in train mode now, which changes dropout and normalization, but no activation
-            with torch.no_grad():
+            with torch.no_grad(), full_float32():
                 error = relative_error(teacher.logits(x), wanted)
-            _refuse_shared([] if error <= TOLERANCE else modules)
+            _refuse_shared([] if error <= teacher.tolerance else modules)
     return uses_every_parameter
 
 

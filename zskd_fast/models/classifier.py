@@ -14,6 +14,7 @@ from zskd_fast.config.input_spec import InputSpec
 from zskd_fast.errors import InputError
 from zskd_fast.models import probe
 from zskd_fast.models.answers import Answer, logits_of, recognized, values_of
+from zskd_fast.runtime.precision import full_float32
 
 LogitsFn = Callable[[object], torch.Tensor]
 ForwardFn = Callable[[nn.Module, torch.Tensor], object]
@@ -78,6 +79,11 @@ class Classifier:
         """What the user should know about the logits; a sentence whose subject is the model."""
         return [self._answer.note] if self._answer.note else []
 
+    @property
+    def tolerance(self) -> float:
+        """How far logits of the same input may differ by rounding, relative to the largest of them or to 1."""
+        return probe.tolerance(self._dtype)
+
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits [N, K] float32 of raw inputs x[N, *shape]; x stays as it is."""
         answer = self._train_answer if self.model.training else self._answer
@@ -132,6 +138,7 @@ class Classifier:
         if probe.has_lazy_weights(self.model):
             raise InputError(f"the {self.role} has lazy modules that its forward pass does not use; remove them")
 
+    @full_float32()
     def _probe(self) -> torch.Tensor:
         """Return the logits of a few inputs, and find out how the model is to be used."""
         x, is_teacher = self.probe_input(), self.role == "teacher"

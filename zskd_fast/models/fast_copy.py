@@ -10,7 +10,8 @@ from torch import nn
 from zskd_fast.config.recipe import ImpressionRecipe
 from zskd_fast.errors import InputError
 from zskd_fast.models.classifier import Classifier, frozen
-from zskd_fast.models.probe import TOLERANCE, reason, relative_error
+from zskd_fast.models.probe import reason, relative_error
+from zskd_fast.runtime.precision import full_float32
 
 _OPTIONS = ("fold_batch_norm", "channels_last", "compile_teacher")
 
@@ -57,10 +58,10 @@ def _transformed(model: nn.Module, recipe: ImpressionRecipe) -> nn.Module:
 def _check_same(fast: Classifier, teacher: Classifier) -> None:
     """Folding replaces a module wherever it is called, so a module that is called twice comes out wrong."""
     x = teacher.probe_input()
-    with frozen(teacher.model), torch.no_grad():
+    with frozen(teacher.model), torch.no_grad(), full_float32():
         got, wanted = fast.logits(x), teacher.logits(x)
     error = relative_error(got, wanted)
-    if not error <= TOLERANCE:
+    if not error <= teacher.tolerance:
         raise InputError(
             f"the teacher does not allow fold_batch_norm: it changes the logits of an input by {error:.1e}"
         )

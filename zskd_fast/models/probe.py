@@ -12,8 +12,13 @@ from torch.nn.parameter import is_lazy
 from zskd_fast.config.input_spec import InputSpec
 from zskd_fast.errors import InputError
 
-# Far above the rounding of another batch size, far below the effect of dropout or of other inputs in the batch.
+# Far above the rounding of another batch size, far below the effect of dropout or of other inputs in the batch: 8,000
+# times the rounding of float32, whose errors a deep model adds up and its layers amplify. TF32, with the significand of
+# float16, would fill all of it, so whatever is compared is computed in `runtime.precision.full_float32`.
 TOLERANCE = 1e-3
+# A model in half precision rounds after every layer, by 1e-3 in float16 and 8e-3 in bfloat16; this many of these errors
+# add up in a model of a hundred layers, whose errors are independent and grow as the root of their number.
+_HALF_ROUNDINGS = 16
 # How far inputs for `far` are from the middle of the valid range, in units of the range.
 _FAR = 100.0
 
@@ -41,6 +46,11 @@ def far_inputs(inputs: torch.Tensor, input_spec: InputSpec) -> torch.Tensor:
 def relative_error(got: torch.Tensor, wanted: torch.Tensor) -> float:
     """Return the largest difference of two tensors, relative to the largest value wanted or to 1."""
     return float((got - wanted).abs().max() / wanted.abs().max().clamp_min(1.0))
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """Return how far the logits of a model of this type may differ in `relative_error` if only rounding differs."""
+    return max(TOLERANCE, _HALF_ROUNDINGS * torch.finfo(dtype).eps)
 
 
 def reason(error: Exception) -> str:

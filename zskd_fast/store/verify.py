@@ -6,6 +6,7 @@ import torch
 
 from zskd_fast.errors import InputError
 from zskd_fast.models.classifier import Classifier, frozen
+from zskd_fast.runtime.precision import full_float32
 from zskd_fast.runtime.processes import World
 from zskd_fast.store.manifest import shard_name
 from zskd_fast.store.store import Store
@@ -13,8 +14,6 @@ from zskd_fast.store.store import Store
 # The logits are compared in this many shards, evenly spaced from the first to the last.
 _SAMPLED_SHARDS = 8
 _ROWS_PER_SHARD = 32
-# Another batch size, thread count or device changes the rounding; a wrong input changes the logits by far more.
-_TOLERANCE = 1e-3
 
 
 def shard_faults(store: Store, shards: Iterable[int] | None = None) -> Iterator[str]:
@@ -40,7 +39,10 @@ def require_whole(store: Store, device: torch.device, world: World | None = None
 
 
 def teacher_faults(store: Store, teacher: Classifier) -> Iterator[str]:
-    """Yield one sentence per sampled shard whose logits differ from the teacher's by more than 1e-3 of the largest.
+    """Yield one sentence per sampled shard whose logits differ from the teacher's by more than rounding.
+
+    Another batch size, thread count or device changes the rounding, which `Classifier.tolerance` allows for; a wrong
+    input changes the logits by far more.
 
     Shards that were changed are skipped. Raises InputError if the teacher's weights are not those that made the store.
     """
@@ -50,7 +52,7 @@ def teacher_faults(store: Store, teacher: Classifier) -> Iterator[str]:
     for shard in sampled:
         if store.fault(shard) is None:
             error = _largest_error(store, shard, teacher)
-            if not error <= _TOLERANCE:  # so that NaN is a fault
+            if not error <= teacher.tolerance:  # so that NaN is a fault
                 yield f"{shard_name(shard)} holds other logits than the teacher gives (off by {error:.2g})"
 
 
@@ -67,7 +69,7 @@ def require_same_teacher(store: Store, teacher: Classifier) -> None:
 def _largest_error(store: Store, shard: int, teacher: Classifier) -> float:
     """Return the largest error of a logit, relative to the largest logit."""
     impressions = store.read_shard(shard)[:_ROWS_PER_SHARD].to(teacher.device)
-    with frozen(teacher.model), torch.no_grad():
+    with frozen(teacher.model), torch.no_grad(), full_float32():
         logits = teacher.logits(impressions.x)
     error = (logits - impressions.teacher_logits).abs().max()
     return float(error / logits.abs().max().clamp_min(1.0))

@@ -21,6 +21,7 @@ from zskd_fast.models.cpu_overrides import cpu_overrides
 from zskd_fast.models.fast_copy import fast_copy
 from zskd_fast.models.probe import reason
 from zskd_fast.runtime import cuda_graph
+from zskd_fast.runtime.precision import full_float32
 from zskd_fast.runtime.seeds import check_seed
 from zskd_fast.runtime.threads import run_in_threads
 from zskd_fast.runtime.timing import PhaseTimer
@@ -260,8 +261,9 @@ class Synthesizer:
             )
 
     @torch.no_grad()
+    @full_float32()
     def _label(self, part: Impressions) -> None:
-        """Fill in the teacher's logits and the loss of the finished impressions."""
+        """Fill in the teacher's logits and the loss of the finished impressions, as `teacher_faults` compares them."""
         with self.timer("teacher forward"):
             part.teacher_logits.copy_(self._teacher.logits(part.x))
         with self.timer("loss"):
