@@ -223,8 +223,8 @@ def test_step_that_waits_for_the_device_runs_without_a_graph():
     def step(number, rate):
         x.add_(float(number))
 
-    with pytest.warns(UserWarning, match="runs without a CUDA graph"):
-        same = cuda_graph.captured(step, [x], PhaseTimer())
+    with pytest.warns(UserWarning, match="run without a CUDA graph"):
+        same = cuda_graph.Graphs().captured(step, [x], PhaseTimer())
     assert same is step and torch.equal(x.cpu(), torch.zeros(3))
     same(2, 0.0)
     assert torch.equal(x.cpu(), torch.full((3,), 2.0))

@@ -77,6 +77,7 @@ class Synthesizer:
         self.layer, self.class_similarity = self._similarity(layer)
         self._check_gradient()
         self._moves = False  # whether some impression has had a gradient that is not zero
+        self._graphs = cuda_graph.Graphs()
         self._fast_teacher = fast_copy(self._teacher, recipe)
         self._overrides = contextlib.nullcontext() if recipe.compile_teacher else cpu_overrides(self.device)
 
@@ -222,7 +223,7 @@ class Synthesizer:
 
         run_step: cuda_graph.Step = take_step
         if x.is_cuda and recipe.steps >= cuda_graph.WORTH_CAPTURING:
-            run_step = cuda_graph.captured(take_step, (part.x, exp_avg, exp_avg_sq), self.timer)
+            run_step = self._graphs.captured(take_step, (part.x, exp_avg, exp_avg_sq), self.timer)
         for step in range(1, recipe.steps + 1):
             if stop.is_set():
                 return
