@@ -370,3 +370,19 @@ def test_the_recipe_is_not_changed():
     models = vector_classifier(), vector_classifier(seed=5)
     Distiller(*models, VECTOR, recipe, seed=1).fit(vectors(), progress=False)
     assert recipe == copy
+
+
+def test_every_pass_of_both_models_is_repeatable(monkeypatch):
+    seen = []
+
+    def forward(model, x):
+        seen.append((torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark))
+        return model(x)
+
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    models, functions = (image_classifier(), image_classifier(seed=1)), {"forward_fn", "student_forward_fn"}
+    distiller = Distiller(*models, IMAGE, distillation_recipe(), seed=1, **dict.fromkeys(functions, forward))
+    seen.clear()
+    distiller.fit(torch.rand(16, 1, 8, 8), progress=False)
+    assert set(seen) == {(True, False)}
+    assert (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark) == (False, True)

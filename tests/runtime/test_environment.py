@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from zskd_fast.errors import InputError
-from zskd_fast.runtime.environment import environment, set_up
+from zskd_fast.runtime.environment import cuda_facts, environment, set_up
 
 
 def test_environment_is_fit_for_json():
@@ -32,11 +32,27 @@ def test_a_device_that_cannot_be_used_is_refused(device):
         set_up(threads=0, device=device)
 
 
-def test_each_process_of_a_machine_gets_its_own_gpu(monkeypatch):
-    for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}.items():
+def test_what_decides_the_bits_of_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
+    assert cuda_facts(torch.device("cuda", 1)) == {
+        "device": "Some GPU",
+        "cuda": "12.8",
+        "cudnn": "91002",
+        "tf32_convolutions": "on",
+        "tf32_matrix_products": "off",
+    }
+    assert cuda_facts(torch.device("cpu")) == {}
+
+
+@pytest.mark.parametrize(("rank", "visible", "number"), [(1, 8, 1)])
+def test_each_process_of_a_machine_gets_a_visible_gpu(rank, visible, number, monkeypatch):
+    for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": str(rank)}.items():
         monkeypatch.setenv(name, value)
     chosen = []
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
     monkeypatch.setattr(torch, "empty", lambda *_, device: None)
-    assert set_up(threads=0, device="cuda") == torch.device("cuda", 1)
-    assert chosen == [1]
+    assert set_up(threads=0, device="cuda") == torch.device("cuda", number)
+    assert chosen == [number]

@@ -322,6 +322,44 @@ def test_other_software_may_read_a_finished_store_but_not_finish_one(tmp_path, m
         _open(tmp_path / "half")
 
 
+GPU = torch.device("cuda")
+
+
+def _on_gpu(monkeypatch, name="GPU 1"):
+    """Let torch say that its CUDA devices are of this model."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
+
+
+def test_another_model_of_gpu_or_a_cpu_does_not_finish_a_store_but_may_read_it(tmp_path, monkeypatch):
+    _on_gpu(monkeypatch)
+    _fill(_open(tmp_path / "half", device=GPU), [0])
+    _fill(_open(tmp_path / "whole", device=GPU))
+    _fill(_open(tmp_path / "half", device=GPU), [1])
+    assert Store.open(tmp_path / "half").manifest.versions["device"] == "GPU 1"
+    _on_gpu(monkeypatch, "GPU 2")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91100)
+    with pytest.raises(InputError) as refused:
+        _open(tmp_path / "half", device=GPU)
+    assert str(refused.value).splitlines()[1:] == [
+        "  versions.cudnn: '91100' in this run, '91002' in the store",
+        "  versions.device: 'GPU 2' in this run, 'GPU 1' in the store",
+    ]
+    with pytest.raises(InputError, match=r"versions\.device: nothing in this run, 'GPU 1' in the store"):
+        _open(tmp_path / "half")
+    assert _open(tmp_path / "whole", device=GPU).is_complete and _open(tmp_path / "whole").is_complete
+    with pytest.raises(InputError, match=r"versions\.device"):
+        _open(tmp_path / "whole", device=GPU, impressions=11)
+
+
+def test_a_cpu_leaves_no_trace_in_the_manifest(tmp_path):
+    _open(tmp_path / "a", device=torch.device("cpu"))
+    _open(tmp_path / "b")
+    assert _bytes(tmp_path / "a") == _bytes(tmp_path / "b")
+    assert set(Store.open(tmp_path / "a").manifest.versions) == {"torch", "zskd_fast"}
+
+
 def test_a_shard_cut_short_or_deleted_is_made_again(tmp_path):
     store = _fill(_open(tmp_path / "a"))
     before = _bytes(tmp_path / "a")

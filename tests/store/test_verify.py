@@ -9,6 +9,7 @@ from command_line import (
     INPUT,
     MODELS,
     RECIPE,
+    RUN,
     STUDENT,
     SYNTHESIS,
     contents,
@@ -21,6 +22,7 @@ from small_models import IMAGE, image_classifier, open_store, rough_forward, syn
 from zskd_fast.errors import InputError
 from zskd_fast.models.classifier import Classifier
 from zskd_fast.runtime.files import sha256
+from zskd_fast.store import manifest
 from zskd_fast.store.manifest import shard_name
 from zskd_fast.store.store import Store
 from zskd_fast.store.verify import shard_faults, teacher_faults
@@ -116,16 +118,24 @@ def test_verify_of_a_damaged_manifest_and_of_another_teacher(tmp_path, capsys):
     save_file(users_models.teacher().state_dict(), "teacher.safetensors")
     assert main("verify", "store", *MODELS) == 2
     assert "impressions of another teacher" in capsys.readouterr().err
-    manifest = tmp_path / "store" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"seed": 0', '"seed": 1'))
+    path = tmp_path / "store" / "manifest.json"
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
     assert main("verify", "store") == 2
     assert "manifest.json was changed" in capsys.readouterr().err
 
 
 def test_the_manifest_can_be_checked_without_this_package(store):
-    manifest = json.loads((store.folder / "manifest.json").read_text())
-    for name, listed in manifest["shards"].items():
+    listing = json.loads((store.folder / "manifest.json").read_text())
+    for name, listed in listing["shards"].items():
         data = (store.folder / name).read_bytes()
         assert (len(data), sha256(data)) == (listed["bytes"], listed["sha256"])
-    vouched = manifest.pop("sha256")
-    assert sha256(json.dumps(manifest, sort_keys=True).encode()) == vouched
+    vouched = listing.pop("sha256")
+    assert sha256(json.dumps(listing, sort_keys=True).encode()) == vouched
+
+
+def test_both_commands_that_make_a_store_name_its_device(monkeypatch):
+    monkeypatch.setattr(manifest, "cuda_facts", lambda device: {"device": f"a {device}"})
+    assert main(*SYNTHESIZE) == 0
+    assert main(*RUN, "--out", "run") == 0
+    for folder in ("store", "run/impressions"):
+        assert Store.open(folder).manifest.versions["device"] == "a cpu"

@@ -6,6 +6,7 @@ from small_models import IMAGE, all_impressions, image_classifier, open_store, s
 
 from zskd_fast.errors import InputError
 from zskd_fast.runtime.processes import World
+from zskd_fast.store import manifest
 from zskd_fast.store.store import Store
 from zskd_fast.synthesis.shards import synthesize
 from zskd_fast.synthesis.synthesizer import Synthesizer
@@ -22,6 +23,19 @@ def _files(folder):
 
 def _counts(summary):
     return summary.made, summary.reused, summary.elsewhere
+
+
+def test_a_damaged_shard_is_not_repaired_on_another_device(tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest, "cuda_facts", lambda device: {"device": "GPU 1"})
+    synthesizer = _synthesizer()
+    store = open_store(tmp_path / "a", synthesizer, device=synthesizer.device)
+    synthesize(synthesizer, store, progress=False)
+    monkeypatch.undo()
+    assert _counts(synthesize(synthesizer, store, progress=False)) == (0, 20, 0)
+    path = tmp_path / "a" / manifest.shard_name(1)
+    path.write_bytes(path.read_bytes()[:-1] + b"\xff")  # of the right size, so that only its hash tells
+    with pytest.raises(InputError, match=r"versions\.device: nothing in this run, 'GPU 1' in the store"):
+        synthesize(synthesizer, store, progress=False)
 
 
 def test_a_store_completed_after_a_stop_has_the_bytes_of_an_uninterrupted_one(tmp_path):

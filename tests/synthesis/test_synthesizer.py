@@ -469,3 +469,18 @@ def test_the_identity_depends_on_the_name_of_the_layer():
         teacher = TwoHeads()
     left, right = (_synthesizer(teacher, VECTOR, layer=layer).identity for layer in ("left", "right"))
     assert left == dataclasses.replace(right, layer="left") != right
+
+
+def test_every_pass_of_the_teacher_is_repeatable(monkeypatch):
+    seen = []
+
+    def forward(model, x):
+        seen.append((torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark))
+        return model(x)
+
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    synthesizer = Synthesizer(image_classifier(), IMAGE, synthesis_recipe(), seed=1, forward_fn=forward)
+    seen.clear()
+    synthesizer.run(range(6))
+    assert set(seen) == {(True, False)}
+    assert (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark) == (False, True)

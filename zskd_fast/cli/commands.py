@@ -122,6 +122,7 @@ def _(command: Synthesize) -> int:
         impressions=synthesis.impressions,
         shard_size=synthesis.shard_size,
         resume=command.resume,
+        device=synthesizer.device,
     )
     if command.profile and world.is_first:
         profile_synthesis(synthesizer, command.profile)

@@ -30,6 +30,7 @@ from zskd_fast.models.classifier import (
     frozen,
     tensor_sha256,
 )
+from zskd_fast.runtime.precision import repeatable
 from zskd_fast.runtime.processes import World, joined
 from zskd_fast.runtime.progress import progress_bar
 from zskd_fast.runtime.seeds import check_seed
@@ -120,6 +121,7 @@ class Distiller:
         )
 
     @torch.inference_mode(False)
+    @repeatable()
     def fit(
         self,
         impressions: Impressions | Store | torch.Tensor,
@@ -130,7 +132,7 @@ class Distiller:
         checkpoint: str | Path | None = None,
         checkpoint_seconds: float = 30.0,
     ) -> DistillationHistory:
-        """Train the student in place; the same seed gives the same bits.
+        """Train the student in place; the same seed gives the same bits on the same machine.
 
         ``impressions`` are Impressions in memory (in any order; their ids decide), a finished Store, whose rows are
         read from the mapped files and which may be larger than memory, or a tensor x[N, *shape] in the raw range, which

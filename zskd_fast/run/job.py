@@ -96,6 +96,7 @@ def run_job(
             synthesizer.identity,
             impressions=synthesis.impressions,
             shard_size=synthesis.shard_size,
+            device=synthesizer.device,
         )
         run.begin()
         summary = synthesize(synthesizer, store, progress=progress)

@@ -6,6 +6,7 @@ import platform
 import torch
 
 from zskd_fast.errors import InputError
+from zskd_fast.runtime.precision import tf32_in_use
 from zskd_fast.runtime.processes import launched
 
 
@@ -22,11 +23,23 @@ def environment(device: torch.device | str = "cpu") -> dict[str, object]:
     }
 
 
+def cuda_facts(device: torch.device) -> dict[str, str]:
+    """Return what decides the rounding on a CUDA device besides torch: its model, the libraries, the use of TF32.
+
+    Empty for a CPU.
+    """
+    if device.type != "cuda":
+        return {}
+    tf32 = {f"tf32_{where}": "on" if used else "off" for where, used in tf32_in_use().items()}
+    cudnn = str(torch.backends.cudnn.version())
+    return {"device": _device_name(device), "cuda": str(torch.version.cuda), "cudnn": cudnn, **tf32}
+
+
 def set_up(*, threads: int, device: str) -> torch.device:
     """Set torch's number of threads (0: leave it) and return the device, after a test allocation on it.
 
-    Of several processes on a machine, each one that is given "cuda" gets the GPU of its local rank. Only the command
-    line calls this, as it changes torch's global state. Raises InputError if the device cannot be used.
+    Of several processes on a machine, each one that is given "cuda" gets the visible GPU of its local rank. Only the
+    command line calls this, as it changes torch's global state. Raises InputError if the device cannot be used.
     """
     if threads < 0:
         raise InputError(f"threads must not be negative, got {threads}")

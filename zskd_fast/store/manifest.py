@@ -14,6 +14,7 @@ import torch
 from zskd_fast.config.identity import ImpressionIdentity
 from zskd_fast.config.serialization import from_plain, to_plain
 from zskd_fast.errors import InputError
+from zskd_fast.runtime.environment import cuda_facts
 from zskd_fast.runtime.files import sha256, write_atomically
 
 MANIFEST = "manifest.json"
@@ -40,7 +41,7 @@ class Manifest:
     shard_size: int
     """Impressions per shard; the last shard may hold fewer."""
     versions: dict[str, str]
-    """Versions of torch and zskd_fast that make the store."""
+    """Versions of torch and zskd_fast that make the store; on a CUDA device also its model and all of `cuda_facts`."""
     shards: dict[str, ShardEntry] = field(default_factory=dict)
     """Finished shards by file name."""
     format: int = FORMAT
@@ -107,13 +108,13 @@ def shard_name(shard: int) -> str:
     return f"shard-{shard:06d}.safetensors"
 
 
-def software_versions() -> dict[str, str]:
-    """Return the versions of torch and zskd_fast."""
+def software_versions(device: torch.device | None = None) -> dict[str, str]:
+    """Return the versions of torch and zskd_fast and, for a CUDA device, what else decides the bits there."""
     try:
         own = metadata.version("zskd_fast")
     except metadata.PackageNotFoundError:  # run from a checkout that is not installed
         own = "not installed"
-    return {"torch": torch.__version__, "zskd_fast": own}
+    return {"torch": torch.__version__, "zskd_fast": own, **(cuda_facts(device) if device else {})}
 
 
 def _sha256(values: dict[str, Any]) -> str:

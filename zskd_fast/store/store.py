@@ -3,7 +3,8 @@
 Shard s holds the ids [s*S, (s+1)*S). Every file is written under a temporary name and renamed when it is whole, and the
 manifest is written after the shard that it lists. So a run may be killed at any moment: a shard that the manifest does
 not list is made again. Nothing in the files depends on when, where or after how many interruptions they were made, so
-the resumed store is byte for byte that of an uninterrupted run.
+the resumed store is byte for byte that of an uninterrupted run. One CUDA device rounds unlike another, or a CPU: so the
+manifest names the device, and another one adds no shard.
 
 Any number of processes may fill a store: each claims the shard that it makes, and adds it to the manifest under a lock.
 The lock file stays empty.
@@ -63,11 +64,12 @@ class Store:
         impressions: int,
         shard_size: int,
         resume: Resume = "auto",
+        device: torch.device | None = None,
     ) -> Store:
         """Open the store of this run, or make an empty one.
 
         A store of the same identity with fewer impressions is extended and keeps its full shards. ``resume`` "never"
-        refuses a store that exists, "must" one that does not.
+        refuses a store that exists, "must" one that does not. ``device`` makes the impressions, by default a CPU.
 
         Raises InputError if ``resume`` refuses, or if the folder cannot be written, holds something else, or holds the
         store of another run; then the message has one line per differing field.
@@ -80,9 +82,9 @@ class Store:
                 _refuse_foreign_files(folder)
             with locked(folder / LOCK_NAME, _MANIFEST_BYTE, wait=True):
                 if not (folder / MANIFEST).exists():
-                    Manifest(identity, impressions, shard_size, software_versions()).write(folder)
+                    Manifest(identity, impressions, shard_size, software_versions(device)).write(folder)
                 store = cls.open(folder)
-                store._grow(identity, impressions, shard_size)
+                store._grow(identity, impressions, shard_size, device)
                 return store
         except OSError as error:
             raise InputError(f"cannot write the store {folder}: {error}") from error
@@ -136,13 +138,17 @@ class Store:
         """Read the manifest again, with the shards of other processes. Raises InputError as ``open`` does."""
         self.manifest = Manifest.read(self.folder)
 
-    def check_identity(self, identity: ImpressionIdentity) -> None:
+    def check_identity(self, identity: ImpressionIdentity, device: torch.device | None = None) -> None:
         """Raise InputError with one line per differing field if the store belongs to another run.
 
-        While shards are missing, the versions of the software count too, so that no store is made by two of them; a
-        finished store is only read.
+        While shards are missing, the versions of the software and a CUDA device count too, so that no store is made by
+        two of them; a finished store is only read.
         """
-        self._check_same(to_plain(identity), to_plain(self.identity))
+        self._check_same(to_plain(identity), to_plain(self.identity), device)
+
+    def check_maker(self, device: torch.device | None = None) -> None:
+        """Raise InputError with one line per differing field if other software or another device made the store."""
+        self._refuse({"versions": software_versions(device)}, {"versions": self.manifest.versions})
 
     def claim(self, shard: int) -> contextlib.AbstractContextManager[bool]:
         """Keep other processes from making this shard; the context gives False if one of them is making it.
@@ -193,20 +199,25 @@ class Store:
         path, entry = self.folder / shard_name(shard), self.manifest.entry(shard)
         return entry is not None and path.is_file() and path.stat().st_size == entry.bytes
 
-    def _grow(self, identity: ImpressionIdentity, impressions: int, shard_size: int) -> None:
+    def _grow(
+        self, identity: ImpressionIdentity, impressions: int, shard_size: int, device: torch.device | None
+    ) -> None:
         """Check that this store is the run's and, if it is asked for more impressions, extend it."""
         grown = Store(self.folder, self.manifest.grown_to(impressions))
         layout = {"impressions": impressions, "shard_size": shard_size}
         theirs = {"impressions": grown.num_impressions, "shard_size": self.shard_size}
-        grown._check_same({**to_plain(identity), **layout}, {**to_plain(self.identity), **theirs})
+        grown._check_same({**to_plain(identity), **layout}, {**to_plain(self.identity), **theirs}, device)
         if grown.manifest is not self.manifest:
             self.manifest = grown.manifest
             self.manifest.write(self.folder)
 
-    def _check_same(self, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    def _check_same(self, ours: dict[str, Any], theirs: dict[str, Any], device: torch.device | None) -> None:
         if not self.is_complete:
-            ours = {**ours, "versions": software_versions()}
+            ours = {**ours, "versions": software_versions(device)}
             theirs = {**theirs, "versions": self.manifest.versions}
+        self._refuse(ours, theirs)
+
+    def _refuse(self, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
         lines = differences(ours, theirs, here="in this run", there="in the store")
         if lines:
             shown = "".join(f"\n  {line}" for line in lines)

@@ -43,13 +43,15 @@ def synthesize(
 
     Of several processes, each makes the shards rank, rank + size and so on; the store does not depend on their number.
     Every existing shard of the share is hashed once. A shard that another process is making is left to it. Raises
-    InputError if the store belongs to another run.
+    InputError if the store belongs to another run or, where shards are missing, to another device or version of torch.
     """
     world = world or World()
-    store.check_identity(synthesizer.identity)
+    store.check_identity(synthesizer.identity, synthesizer.device)
     start = time.perf_counter()
     share = range(world.rank, store.num_shards, world.size)
     faulty = [shard for shard in share if store.fault(shard)]
+    if faulty:
+        store.check_maker(synthesizer.device)
     count = {"made": 0, "reused": _size(store, share) - _size(store, faulty), "elsewhere": 0}
     meter = HealthMeter(synthesizer)
     for shard in sorted(set(share) - set(faulty)):

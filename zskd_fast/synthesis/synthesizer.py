@@ -21,7 +21,7 @@ from zskd_fast.models.cpu_overrides import cpu_overrides
 from zskd_fast.models.fast_copy import fast_copy
 from zskd_fast.models.probe import reason
 from zskd_fast.runtime import cuda_graph
-from zskd_fast.runtime.precision import full_float32
+from zskd_fast.runtime.precision import full_float32, repeatable
 from zskd_fast.runtime.seeds import check_seed
 from zskd_fast.runtime.threads import run_in_threads
 from zskd_fast.runtime.timing import PhaseTimer
@@ -95,6 +95,7 @@ class Synthesizer:
         )
 
     @torch.inference_mode(False)
+    @repeatable()
     def run(self, ids: torch.Tensor | Sequence[int], *, progress: Callable[[int], object] | None = None) -> Impressions:
         """Make the impressions with these ids (integers from 0 up), on the teacher's device.
 
