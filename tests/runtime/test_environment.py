@@ -46,7 +46,7 @@ def test_what_decides_the_bits_of_a_gpu(monkeypatch):
     assert cuda_facts(torch.device("cpu")) == {}
 
 
-@pytest.mark.parametrize(("rank", "visible", "number"), [(1, 8, 1)])
+@pytest.mark.parametrize(("rank", "visible", "number"), [(1, 8, 1), (1, 1, 0), (3, 2, 1)])
 def test_each_process_of_a_machine_gets_a_visible_gpu(rank, visible, number, monkeypatch):
     for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": str(rank)}.items():
         monkeypatch.setenv(name, value)

@@ -57,8 +57,10 @@ def set_up(*, threads: int, device: str) -> torch.device:
 def _own_device(name: str) -> torch.device:
     world = launched()
     if name == "cuda" and world.size > 1:
-        torch.cuda.set_device(world.local_rank)
-        return torch.device("cuda", world.local_rank)
+        # A launcher may show each process its own GPU only, which is number 0 then, whatever the rank.
+        number = world.local_rank % max(torch.cuda.device_count(), 1)
+        torch.cuda.set_device(number)
+        return torch.device("cuda", number)
     return torch.device(name)
 
 
