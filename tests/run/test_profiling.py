@@ -2,8 +2,10 @@
 
 import gzip
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 from command_line import (
     DISTILLATION,
     INPUT,
@@ -16,7 +18,8 @@ from command_line import (
     workplace,  # noqa: F401 (a fixture for every test here)
 )
 
-from zskd_fast.run.profiling import STEPS
+from zskd_fast.run.profiling import STEPS, profile_synthesis
+from zskd_fast.runtime.cuda_graph import WORTH_CAPTURING
 
 SYNTHESIZE = ["synthesize", *RECIPE, *MODELS, *INPUT, *SYNTHESIS]
 SYNTHESIS_PHASES = {"targets", "teacher forward", "teacher backward", "loss", "update"}
@@ -46,6 +49,20 @@ def test_a_run_writes_its_trace_compressed(tmp_path, capsys):
     phases = _phases(gzip.decompress((tmp_path / "trace.json.gz").read_bytes()))
     assert set(phases) == SYNTHESIS_PHASES | DISTILLATION_PHASES
     assert phases.count("update") == 2 * STEPS
+
+
+@pytest.mark.parametrize(
+    ("device", "steps", "traced"),
+    [("cuda", WORTH_CAPTURING, WORTH_CAPTURING), ("cuda", WORTH_CAPTURING - 1, STEPS), ("cpu", 1000, STEPS)],
+)
+def test_a_trace_on_a_gpu_shows_the_graph_if_the_run_uses_one(device, steps, traced, tmp_path):
+    recipe, taken = SimpleNamespace(steps=steps, batch_size=2), []
+    short = SimpleNamespace(recipe=recipe, run=lambda ids: None)
+    synthesizer = SimpleNamespace(
+        device=torch.device(device), recipe=recipe, shortened=lambda steps: taken.append(steps) or short
+    )
+    assert profile_synthesis(synthesizer, tmp_path / "trace.json") == traced
+    assert taken == [traced]
 
 
 def test_a_warmup_fraction_of_one_step_of_the_trace_is_accepted():

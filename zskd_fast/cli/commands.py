@@ -42,7 +42,7 @@ from zskd_fast.report import missing_extras, write_report
 from zskd_fast.repro.repeat import Order, repeat
 from zskd_fast.repro.table import accuracy_table
 from zskd_fast.run.job import Job, distill_store, run_job
-from zskd_fast.run.profiling import STEPS, profile_job, profile_synthesis, require_writable_trace
+from zskd_fast.run.profiling import profile_job, profile_synthesis, require_writable_trace
 from zskd_fast.run.run_folder import RunFolder
 from zskd_fast.run.summary import print_health, print_run
 from zskd_fast.runtime.environment import set_up
@@ -85,8 +85,8 @@ def _run(command: Demo | Run, job: Job, teacher: TeacherWithLayer) -> int:
     synthesis = _adapted(command.synthesis, job.input_spec)
     layer = _layer(teacher)
     if command.profile:
-        profile_job(job, synthesis, command.profile, layer=layer)
-        _print_trace(command.profile)
+        steps = profile_job(job, synthesis, command.profile, layer=layer)
+        _print_trace(command.profile, steps)
     _conclude(run_job(job, synthesis, layer=layer), teacher)
     return 0
 
@@ -125,8 +125,8 @@ def _(command: Synthesize) -> int:
         device=synthesizer.device,
     )
     if command.profile and world.is_first:
-        profile_synthesis(synthesizer, command.profile)
-        _print_trace(command.profile)
+        steps = profile_synthesis(synthesizer, command.profile)
+        _print_trace(command.profile, steps)
     summary = synthesize(synthesizer, store, world=world, progress=world.is_first)
     _print_synthesis(summary, command.out, world)
     return 0
@@ -289,8 +289,8 @@ def _adapted(recipe: _Recipe, spec: InputSpec, *, shown: bool = True) -> _Recipe
     return adapted
 
 
-def _print_trace(path: Path) -> None:
-    print(f"profile       {path}, {STEPS} steps of one batch")
+def _print_trace(path: Path, steps: int) -> None:
+    print(f"profile       {path}, {steps} steps of one batch")
 
 
 def _conclude(run: RunFolder, teacher: Teacher) -> None:

@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from zskd_fast.config.recipe import SynthesisRecipe
 from zskd_fast.errors import InputError
 from zskd_fast.run.job import Job
+from zskd_fast.runtime import cuda_graph
 from zskd_fast.runtime.files import require_writable
 from zskd_fast.synthesis.synthesizer import Synthesizer
 
@@ -26,22 +27,35 @@ def require_writable_trace(path: Path) -> None:
     require_writable(path.parent)
 
 
-def profile_synthesis(synthesizer: Synthesizer, path: Path) -> None:
-    """Write a trace of a few steps of one batch of impressions, which are discarded."""
-    short = synthesizer.shortened(STEPS)
+def traced_steps(synthesizer: Synthesizer) -> int:
+    """Return the number of steps in a trace of the synthesis: on a GPU enough for the graph that a whole run uses."""
+    uses_graph = synthesizer.device.type == "cuda" and synthesizer.recipe.steps >= cuda_graph.WORTH_CAPTURING
+    return cuda_graph.WORTH_CAPTURING if uses_graph else STEPS
+
+
+def profile_synthesis(synthesizer: Synthesizer, path: Path) -> int:
+    """Write a trace of a few steps of one batch of impressions, which are discarded; return the number of steps."""
+    steps = traced_steps(synthesizer)
+    short = synthesizer.shortened(steps)
     write_trace(path, lambda: short.run(range(short.recipe.batch_size)))
+    return steps
 
 
-def profile_job(job: Job, synthesis: SynthesisRecipe, path: Path, *, layer: str | torch.Tensor | None = None) -> None:
-    """Write a trace of a few steps of one batch of impressions and as many steps of a copy of the student."""
+def profile_job(job: Job, synthesis: SynthesisRecipe, path: Path, *, layer: str | torch.Tensor | None = None) -> int:
+    """Write a trace of a few steps of one batch of impressions and of a copy of the student.
+
+    Returns the number of steps of the batch.
+    """
     synthesizer = Synthesizer(job.teacher, job.input_spec, synthesis, seed=job.seed, layer=layer)
-    short = synthesizer.shortened(STEPS)
+    steps = traced_steps(synthesizer)
+    short = synthesizer.shortened(steps)
     student = copy.copy(job.student)
     student.model = copy.deepcopy(student.model)
     # A warmup of half the steps, whatever the recipe's share: torch refuses a warmup of exactly one step.
     recipe = replace(job.distillation, steps=STEPS, warmup_fraction=0.5)
     distiller = replace(job, student=student, distillation=recipe).distiller()
     write_trace(path, lambda: distiller.fit(short.run(range(synthesis.batch_size)), progress=False))
+    return steps
 
 
 def write_trace(path: Path, work: Callable[[], object]) -> None:
