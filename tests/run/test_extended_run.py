@@ -1,6 +1,7 @@
 """A run folder that is asked for more impressions, for other numbers of the student, or for the same once more."""
 
 import dataclasses
+import inspect
 import json
 import os
 
@@ -152,7 +153,7 @@ def _stop_after(monkeypatch, steps):
 
 
 def test_an_unfinished_distillation_is_set_aside_and_continued_later(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(Distiller.fit.__wrapped__.__kwdefaults__, "checkpoint_seconds", 0.0)
+    monkeypatch.setitem(inspect.unwrap(Distiller.fit).__kwdefaults__, "checkpoint_seconds", 0.0)
     _stop_after(monkeypatch, 12)
     with pytest.raises(KeyboardInterrupt):
         _run(tmp_path / "run")
@@ -261,7 +262,7 @@ def test_a_kill_while_the_files_are_set_aside_loses_nothing(tmp_path, monkeypatc
     for operation in range(6):
         folder = tmp_path / f"run-{operation}"
         with monkeypatch.context() as patch:
-            patch.setitem(Distiller.fit.__wrapped__.__kwdefaults__, "checkpoint_seconds", 0.0)
+            patch.setitem(inspect.unwrap(Distiller.fit).__kwdefaults__, "checkpoint_seconds", 0.0)
             if finished:
                 _run(folder)
             else:

@@ -1,6 +1,7 @@
 """A job: what it costs, how it continues, and what it refuses."""
 
 import dataclasses
+import inspect
 
 import pytest
 import torch
@@ -168,7 +169,7 @@ def test_a_test_set_changes_no_bit_and_is_measured_later_too(tmp_path):
 
 
 def test_an_interrupted_distillation_continues_from_its_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setitem(Distiller.fit.__wrapped__.__kwdefaults__, "checkpoint_seconds", 0.0)
+    monkeypatch.setitem(inspect.unwrap(Distiller.fit).__kwdefaults__, "checkpoint_seconds", 0.0)
     _, wanted, whole, _ = _run(tmp_path / "whole")
     real, steps = Distiller._step, []
 

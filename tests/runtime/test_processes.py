@@ -52,10 +52,10 @@ def _set_world(monkeypatch, **variables):
 
 # The command line with a checkpoint five times a second.
 OFTEN = """
-import sys
+import inspect, sys
 from zskd_fast.cli.main import main
 from zskd_fast.distillation.distiller import Distiller
-Distiller.fit.__wrapped__.__kwdefaults__["checkpoint_seconds"] = 0.2
+inspect.unwrap(Distiller.fit).__kwdefaults__["checkpoint_seconds"] = 0.2
 sys.exit(main())
 """
 
