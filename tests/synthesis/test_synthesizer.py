@@ -18,6 +18,7 @@ from zskd_fast.config.input_spec import InputSpec
 from zskd_fast.config.recipe import ImpressionRecipe, NoiseRecipe
 from zskd_fast.errors import InputError
 from zskd_fast.models.classifier import Classifier
+from zskd_fast.runtime import cuda_graph
 from zskd_fast.synthesis.class_similarity import class_similarity
 from zskd_fast.synthesis.start_noise import start_noise
 from zskd_fast.synthesis.synthesizer import Synthesizer
@@ -484,3 +485,23 @@ def test_every_pass_of_the_teacher_is_repeatable(monkeypatch):
     synthesizer.run(range(6))
     assert set(seen) == {(True, False)}
     assert (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark) == (False, True)
+
+
+def test_a_step_is_captured_once_per_shape_of_a_batch_and_makes_the_same_impressions(monkeypatch):
+    """10 impressions in batches of 4, 4 and 2; a stand-in for the capture returns the step itself."""
+    captured = []
+
+    def capture(graphs, step, changed, timer):
+        captured.append(changed[0].shape)
+        return step
+
+    recipe = {"total_variation": 0.01, "parallel_batches": False}
+    eager = _synthesizer(**recipe).run(range(10))
+    monkeypatch.setattr(cuda_graph, "pays", lambda device, steps: True)
+    monkeypatch.setattr(cuda_graph.Graphs, "captured", capture)
+    synthesizer = _synthesizer(**recipe)
+    made = synthesizer.run(range(10))
+    assert [shape[0] for shape in captured] == [4, 2]
+    for name, tensor in made.tensors().items():
+        assert torch.equal(tensor, eager.tensors()[name]), name
+    assert torch.equal(synthesizer.run(range(10)).x, eager.x)

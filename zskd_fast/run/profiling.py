@@ -29,7 +29,7 @@ def require_writable_trace(path: Path) -> None:
 
 def traced_steps(synthesizer: Synthesizer) -> int:
     """Return the number of steps in a trace of the synthesis: on a GPU enough for the graph that a whole run uses."""
-    uses_graph = synthesizer.device.type == "cuda" and synthesizer.recipe.steps >= cuda_graph.WORTH_CAPTURING
+    uses_graph = cuda_graph.pays(synthesizer.device, synthesizer.recipe.steps)
     return cuda_graph.WORTH_CAPTURING if uses_graph else STEPS
 
 

@@ -16,6 +16,11 @@ WORTH_CAPTURING = 20
 _WITHOUT_GRAPH = "the steps run without a CUDA graph, which they do not allow: "
 
 
+def pays(device: torch.device, steps: int) -> bool:
+    """Whether so many steps on this device are worth a capture."""
+    return device.type == "cuda" and steps >= WORTH_CAPTURING
+
+
 class Graphs:
     """CUDA graphs of the steps of one model. The first step shows whether they can be captured at all."""
 

@@ -37,6 +37,37 @@ from zskd_fast.synthesis.start_noise import check_noise, start_noise
 _LAST_LOOK = 4
 
 
+@dataclasses.dataclass
+class _Batch:
+    """The memory in which a batch is optimized, and the step that changes it."""
+
+    x: torch.Tensor
+    target: torch.Tensor
+    exp_avg: torch.Tensor
+    exp_avg_sq: torch.Tensor
+    grad_logits: torch.Tensor
+    step: cuda_graph.Step
+
+    @property
+    def changed(self) -> tuple[torch.Tensor, ...]:
+        """The tensors that a step changes and the next one reads."""
+        return self.x, self.exp_avg, self.exp_avg_sq
+
+    def begin(self, part: Impressions) -> None:
+        """Start another batch of the same shape in this memory."""
+        self.x.copy_(part.x)
+        self.target.copy_(part.target)
+        self.exp_avg.zero_()
+        self.exp_avg_sq.zero_()
+
+
+_Kept = dict[torch.Size, _Batch]
+"""The batches whose steps were captured in a call of `Synthesizer.run`, by the shape of x.
+
+No longer than that: a graph keeps its memory, and a user may move the teacher between two calls.
+"""
+
+
 class Synthesizer:
     """Make impressions of a teacher.
 
@@ -112,7 +143,8 @@ class Synthesizer:
         workers, stop = self._workers(batches), threading.Event()
         report = _one_at_a_time(progress)
         with frozen(self._teacher.model), self.timer.shared_by(workers):
-            run_in_threads(lambda part: self._make(part, report, stop), batches, workers, stop)
+            kept: _Kept = {}
+            run_in_threads(lambda part: self._make(part, report, stop, kept), batches, workers, stop)
         _refuse_non_finite(result)
         return result
 
@@ -186,29 +218,58 @@ class Synthesizer:
             return 1
         return min(torch.get_num_threads(), len(batches))
 
-    def _make(self, part: Impressions, progress: Callable[[int], object], stop: threading.Event) -> None:
+    def _make(self, part: Impressions, progress: Callable[[int], object], stop: threading.Event, kept: _Kept) -> None:
         # A copy, since batches are slices of one tensor and autograd takes a change of one for a change of all.
         unit = self.input_spec.to_unit(part.x.clone())
-        self._optimize(dataclasses.replace(part, x=unit), progress, stop)
+        self._optimize(dataclasses.replace(part, x=unit), progress, stop, kept)
         part.x.copy_(self.input_spec.to_raw(unit, clamp=self.recipe.clamp))
         round_(part.x, self._store_dtype, self._store_limits)
         self._label(part)
 
-    def _optimize(self, part: Impressions, progress: Callable[[int], object], stop: threading.Event) -> None:
+    def _optimize(
+        self, part: Impressions, progress: Callable[[int], object], stop: threading.Event, kept: _Kept
+    ) -> None:
         """Run Adam on part.x (in units of the valid range), in place; on a CUDA device each step launches a graph."""
         recipe = self.recipe
-        exp_avg, exp_avg_sq = torch.zeros_like(part.x), torch.zeros_like(part.x)
-        grad_logits = torch.empty_like(part.target)
-        low, high = (0.0, 1.0) if recipe.clamp else (-math.inf, math.inf)
-        x = part.x.detach().requires_grad_()  # a leaf that shares the memory of part.x
+        batch = self._batch(part, kept)
+        for step in range(1, recipe.steps + 1):
+            if stop.is_set():
+                return
+            if not self._moves:
+                self._look_at_gradient(batch.x.detach().requires_grad_(), batch.target, batch.grad_logits, step)
+            batch.step(step, _learning_rate(recipe, step))
+            progress(len(part))
+        if recipe.steps == 0:
+            progress(len(part))
+        if batch.x is not part.x:
+            part.x.copy_(batch.x)
+
+    def _batch(self, part: Impressions, kept: _Kept) -> _Batch:
+        """Return the memory of a batch and its step. A graph is captured once per shape and kept, with its memory."""
+        if not cuda_graph.pays(self.device, self.recipe.steps):
+            return self._new_batch(part.x, part.target)
+        batch = kept.get(part.x.shape)
+        if batch is not None:
+            batch.begin(part)
+            return batch
+        batch = kept[part.x.shape] = self._new_batch(part.x, part.target.clone())
+        batch.step = self._graphs.captured(batch.step, batch.changed, self.timer)
+        return batch
+
+    def _new_batch(self, x: torch.Tensor, target: torch.Tensor) -> _Batch:
+        """Return a batch at its start, whose step changes x."""
+        recipe, low, high = self.recipe, *((0.0, 1.0) if self.recipe.clamp else (-math.inf, math.inf))
+        exp_avg, exp_avg_sq = torch.zeros_like(x), torch.zeros_like(x)
+        grad_logits = torch.empty_like(target)
+        leaf = x.detach().requires_grad_()  # a leaf that shares the memory of x
 
         def take_step(step: int | torch.Tensor, learning_rate: float | torch.Tensor) -> None:
-            grad = self._gradient(x, part.target, grad_logits)
+            grad = self._gradient(leaf, target, grad_logits)
             with self.timer("update"):
                 if recipe.total_variation:
-                    add_total_variation_(grad, part.x, recipe.total_variation)
+                    add_total_variation_(grad, x, recipe.total_variation)
                 ops.impression_update_(
-                    part.x,
+                    x,
                     grad,
                     exp_avg,
                     exp_avg_sq,
@@ -222,18 +283,7 @@ class Synthesizer:
                     hi=high,
                 )
 
-        run_step: cuda_graph.Step = take_step
-        if x.is_cuda and recipe.steps >= cuda_graph.WORTH_CAPTURING:
-            run_step = self._graphs.captured(take_step, (part.x, exp_avg, exp_avg_sq), self.timer)
-        for step in range(1, recipe.steps + 1):
-            if stop.is_set():
-                return
-            if not self._moves:
-                self._look_at_gradient(x, part.target, grad_logits, step)
-            run_step(step, _learning_rate(recipe, step))
-            progress(len(part))
-        if recipe.steps == 0:
-            progress(len(part))
+        return _Batch(x, target, exp_avg, exp_avg_sq, grad_logits, take_step)
 
     def _gradient(self, x: torch.Tensor, target: torch.Tensor, grad_logits: torch.Tensor) -> torch.Tensor:
         """Return the gradient of the summed loss: unlike a mean, a sum does not depend on the size of the batch.
