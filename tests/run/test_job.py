@@ -193,6 +193,22 @@ def test_an_interrupted_distillation_continues_from_its_checkpoint(tmp_path, mon
     assert not (tmp_path / "run/checkpoint").exists()
 
 
+@pytest.mark.parametrize("part", ["_describe", "_finish"])
+def test_an_interrupt_after_the_last_step_names_that_step(tmp_path, monkeypatch, part):
+    """While the results are measured and written the checkpoint is still there, and it is from where a run goes on."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"zskd_fast.run.job.{part}", interrupted)
+    with pytest.raises(KeyboardInterrupt, match=r"^step 20 of 20$"):
+        _run(tmp_path / "run")
+    assert (tmp_path / "run/checkpoint").exists()
+    monkeypatch.undo()
+    _, _, run, counts = _run(tmp_path / "run")
+    assert run.is_finished and not counts["written"]
+
+
 # What is refused
 
 

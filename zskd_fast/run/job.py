@@ -167,8 +167,10 @@ def _distill(job: Job, run: RunFolder, distiller: Distiller, store: Store, progr
     run.record.distillation = DistillationRecord(
         history.seconds, history.phase_seconds, history.loss, history.learning_rate, history.evaluations
     )
-    _describe(job, run)
-    _finish(job, run)
+    steps = f"{job.distillation.steps:,}"
+    with continuing_from(lambda: f"step {steps} of {steps}"):  # of the checkpoint, which exists until the end
+        _describe(job, run)
+        _finish(job, run)
 
 
 def _fit(job: Job, distiller: Distiller, store: Store, progress: bool) -> DistillationHistory:
