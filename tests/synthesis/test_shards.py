@@ -71,6 +71,31 @@ def test_a_damaged_shard_is_made_again_and_no_other_file_is_written(tmp_path):
     assert changed == [damaged.name]
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_an_interrupt_right_after_a_shard_was_written_counts_it(tmp_path, monkeypatch, damaged):
+    """20 impressions in shards of 8, 8 and 4; the others are missing or damaged, and do not count."""
+    synthesizer = _synthesizer()
+    store = open_store(tmp_path / "a", synthesizer)
+    if damaged:
+        synthesize(synthesizer, store, progress=False)
+        for shard in (1, 2):
+            path = tmp_path / "a" / manifest.shard_name(shard)
+            path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+        (tmp_path / "a" / manifest.shard_name(0)).unlink()
+    write = Store.write_shard
+
+    def write_and_stop(self, shard, impressions):
+        write(self, shard, impressions)
+        if shard == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Store, "write_shard", write_and_stop)
+    with pytest.raises(KeyboardInterrupt, match=r"^8 of 20 impressions$"):
+        synthesize(synthesizer, store, progress=False)
+    monkeypatch.undo()
+    assert _counts(synthesize(synthesizer, store, progress=False)) == (12, 8, 0)
+
+
 def test_a_shard_that_another_process_is_making_is_left_to_it(tmp_path):
     synthesizer = _synthesizer()
     store = open_store(tmp_path / "a", synthesizer)

@@ -57,9 +57,17 @@ def synthesize(
     for shard in sorted(set(share) - set(faulty)):
         meter.add_shard(store, shard)
     steps = max(synthesizer.recipe.steps, 1)
-    finished = continuing_from(lambda: f"{count['reused'] + count['made']:,} of {_size(store, share):,} impressions")
+    absent, made = set(store.missing_shards()), set[int]()
+
+    def reached() -> str:
+        # By the store, since an interrupt may arrive between the writing of a shard and its counting.
+        store.refresh()
+        absent_now = set(store.missing_shards())
+        unfinished = [shard for shard in faulty if shard not in made and (shard not in absent or shard in absent_now)]
+        return f"{_size(store, share) - _size(store, unfinished):,} of {_size(store, share):,} impressions"
+
     with (
-        finished,
+        continuing_from(reached),
         progress_bar(
             "impressions",
             total=_size(store, share) * steps,
@@ -71,7 +79,10 @@ def synthesize(
         ) as bar,
     ):
         for shard in faulty:
-            count[_make_shard(synthesizer, store, shard, bar, meter)] += len(store.shard_ids(shard))
+            outcome = _make_shard(synthesizer, store, shard, bar, meter)
+            count[outcome] += len(store.shard_ids(shard))
+            if outcome != "elsewhere":
+                made.add(shard)
     return SynthesisSummary(
         **count,
         seconds=time.perf_counter() - start,
