@@ -13,7 +13,8 @@ namespace zskd::ops {
 
 // Fresh memory costs a page fault per page at its first write, which takes longer than the kernels that fill it. Pages
 // of 2 MiB instead of 4 KiB are an offer that Linux may decline (it declines where the system's setting is `never`).
-// Up to 32 MiB the allocator of glibc hands out memory that was written before; beyond it, always fresh memory.
+// Up to 32 MiB the allocator of glibc keeps what is freed and hands it out again; more it mostly asks of the system
+// anew.
 inline void advise_huge_pages(const at::Tensor& tensor) {
 #ifdef __linux__
   constexpr uintptr_t kHugePage = uintptr_t{1} << 21;

@@ -39,6 +39,6 @@ LARGE = {
 
 @pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a system without huge pages")
 @pytest.mark.parametrize("op", LARGE)
-def test_only_large_outputs_ask_for_huge_pages(op):
+def test_large_outputs_ask_for_huge_pages(op):
+    """Nothing can be said of small outputs here: they may lie where a large one was before."""
     assert _is_advised(LARGE[op](ROWS))
-    assert not _is_advised(LARGE[op](100))
