@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import os
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -93,5 +95,20 @@ def process_group(device: torch.device) -> Iterator[World]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield joined()
+    except BaseException as error:
+        _release_locals(error)
+        raise
     finally:
         dist.destroy_process_group()
+
+
+def _release_locals(error: BaseException | None) -> None:
+    """Free what the functions that an exception has ended still hold, such as torch's wrapper of a shared model.
+
+    The wrapper would outlive the group, and delete its last reference while it holds the interpreter's lock: it waits
+    for a thread of gloo that may want the same lock to release its last tensor.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+    gc.collect()
