@@ -57,13 +57,12 @@ def synthesize(
     for shard in sorted(set(share) - set(faulty)):
         meter.add_shard(store, shard)
     steps = max(synthesizer.recipe.steps, 1)
-    absent, made = set(store.missing_shards()), set[int]()
+    made = set[int]()
 
     def reached() -> str:
         # By the store, since an interrupt may arrive between the writing of a shard and its counting.
         store.refresh()
-        absent_now = set(store.missing_shards())
-        unfinished = [shard for shard in faulty if shard not in made and (shard not in absent or shard in absent_now)]
+        unfinished = [shard for shard in faulty if shard not in made and store.fault(shard)]
         return f"{_size(store, share) - _size(store, unfinished):,} of {_size(store, share):,} impressions"
 
     with (
