@@ -47,8 +47,8 @@ def _made(teacher, **options):
     "options",
     [
         {"fold_batch_norm": True},
-        {"channels_last": True},
-        {"fold_batch_norm": True, "channels_last": True},
+        {"channels_last": "on"},
+        {"fold_batch_norm": True, "channels_last": "on"},
         {"compile_teacher": True},
     ],
     ids=" ".join,
@@ -87,7 +87,7 @@ def test_folding_removes_every_batch_norm_of_the_copy_and_none_of_the_teacher():
 
 def test_channels_last_changes_the_layout_of_the_copy_only():
     teacher = _teacher()
-    fast = Synthesizer(teacher, IMAGE, synthesis_recipe(channels_last=True), seed=1)._fast_teacher.model
+    fast = Synthesizer(teacher, IMAGE, synthesis_recipe(channels_last="on"), seed=1)._fast_teacher.model
     assert fast.body[3].weight.is_contiguous(memory_format=torch.channels_last)
     assert not teacher.body[3].weight.is_contiguous(memory_format=torch.channels_last)
 
@@ -117,7 +117,7 @@ class TwoNorms(BatchNormTeacher):
 def test_a_teacher_that_cannot_be_traced_is_refused_for_folding_only():
     with pytest.raises(InputError, match=r"cannot be copied for fold_batch_norm: .*control flow"):
         _made(_teacher(Branching), fold_batch_norm=True)
-    _made(_teacher(Branching), channels_last=True)
+    _made(_teacher(Branching), channels_last="on")
 
 
 def test_folding_that_changes_the_logits_is_refused():

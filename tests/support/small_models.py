@@ -49,8 +49,8 @@ def rough_forward():
 
 
 def synthesis_recipe(**changes) -> SynthesisRecipe:
-    """The demo's synthesis, cut short: 20 impressions of 5 steps in batches of 4 and shards of 8."""
-    small = {"impressions": 20, "steps": 5, "batch_size": 4, "shard_size": 8}
+    """The demo's synthesis without the statistics prior: 20 impressions of 5 steps in batches of 4 and shards of 8."""
+    small = {"impressions": 20, "steps": 5, "batch_size": 4, "shard_size": 8, "statistics_prior": 0.0}
     return dataclasses.replace(load_recipe("demo").synthesis, **small | changes)
 
 
@@ -67,8 +67,13 @@ def augmentation_recipe(**changes) -> AugmentationRecipe:
 
 
 def distillation_recipe(augmentation=None, **changes) -> DistillationRecipe:
-    """The demo's distillation, cut to 20 steps of 8, without augmentation unless given."""
-    small = {"steps": 20, "batch_size": 8, "augmentation": augmentation or augmentation_recipe()}
+    """The demo's distillation, cut to 20 steps of 8, without shared layers, and without augmentation unless given."""
+    small = {
+        "steps": 20,
+        "batch_size": 8,
+        "augmentation": augmentation or augmentation_recipe(),
+        "shared_layers": False,
+    }
     return dataclasses.replace(load_recipe("demo").distillation, **small | changes)
 
 

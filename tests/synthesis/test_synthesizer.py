@@ -378,7 +378,8 @@ _OTHER_RECIPE = {
     "store_dtype": "float16",
     "batch_size": 5,
     "fold_batch_norm": True,
-    "channels_last": True,
+    "statistics_prior": 1.0,
+    "channels_last": "on",
     "compile_teacher": True,
 }
 _OTHER_NOISE = {

@@ -12,6 +12,7 @@ from zskd_fast.errors import InputError
 
 _TARGETS = ("dirichlet", "one_hot")
 _STORE_DTYPES = ("float32", "float16", "bfloat16")
+_CHOICES = ("auto", "on", "off")
 _NOISES = ("uniform", "normal", "dead_leaves")
 
 
@@ -96,14 +97,17 @@ class ImpressionRecipe:
     """Weight of the sum of squares of an impression, in units of the valid range, in its loss."""
     total_variation: float
     """Weight of the sum of squared differences between neighboring pixels in the loss; images only."""
+    statistics_prior: float
+    """Weight of the distance of a batch from the running statistics of the teacher's batch normalization, times the
+    size of the batch; 0 for none, as for a teacher without it. An impression then depends on its batch."""
     store_dtype: Literal["float32", "float16", "bfloat16"]
     """Data type of stored impressions; 16 bits take half the space, and the teacher labels the rounded values."""
     batch_size: int
     """Impressions optimized together; another size changes their rounding only."""
     fold_batch_norm: bool
     """Fold each batch normalization into the convolution or linear layer before it; changes the rounding only."""
-    channels_last: bool
-    """Run the teacher in the channels-last memory layout; changes the rounding only."""
+    channels_last: Literal["auto", "on", "off"]
+    """Run the teacher with channels last in memory; auto does for color images on a CPU. Changes the rounding only."""
     compile_teacher: bool
     """Run the teacher through torch.compile (needs a C++ compiler); changes the rounding only."""
 
@@ -111,10 +115,11 @@ class ImpressionRecipe:
         check = Check(self, "recipe: synthesis.")
         check.at_least(1, "batch_size")
         check.above_zero("concentration_floor", "temperature", "learning_rate", "adam_eps")
-        check.at_least(0, "steps", "l1", "l2", "total_variation", "final_learning_rate_fraction")
+        check.at_least(0, "steps", "l1", "l2", "total_variation", "statistics_prior", "final_learning_rate_fraction")
         check.decays("adam_betas")
         check.one_of("targets", _TARGETS)
         check.one_of("store_dtype", _STORE_DTYPES)
+        check.one_of("channels_last", _CHOICES)
         check.that("betas", "one or more finite numbers above 0", all_above_zero(self.betas))
 
 
@@ -217,6 +222,14 @@ class DistillationRecipe:
     """Adam's second decay rate."""
     adam_eps: float
     """Adam's epsilon."""
+    batch_statistics: bool
+    """Let the teacher's batch normalization, if it has any, use the statistics of each batch while it labels it."""
+    calibrate_student: bool
+    """Compute the running statistics of the student's batch normalization from impressions, if the teacher has any."""
+    shared_layers: bool
+    """Take over the teacher's last layers, frozen, where they fit the student, and match the features before them."""
+    feature_weight: float
+    """With shared layers, weight of the squared distance of the features, relative to the teacher's mean square."""
     fresh_noise: FreshNoiseRecipe
     """Noise that takes the place of impressions in a part of each batch."""
     augmentation: AugmentationRecipe
@@ -230,6 +243,7 @@ class DistillationRecipe:
         check.above_zero("temperature", "max_learning_rate", "start_divisor", "final_divisor", "adam_eps")
         check.fraction("warmup_fraction", "beta2")
         check.decays("beta1_range")
+        check.at_least(0, "feature_weight")
         one_step = self.steps * self.warmup_fraction == 1
         check.that("warmup_fraction", "more or less than one step: torch divides by 0 there", not one_step)
         changes_inputs = (

@@ -1,5 +1,7 @@
 """Checkpoints of a distillation: one file of torch.save from which it continues as if it had never stopped."""
 
+from __future__ import annotations
+
 import io
 import time
 from dataclasses import dataclass, field
@@ -10,6 +12,7 @@ import torch
 from torch import nn
 
 from zskd_fast.config.identity import StudentIdentity
+from zskd_fast.config.recipe import DistillationRecipe
 from zskd_fast.config.serialization import differences, to_plain
 from zskd_fast.errors import InputError
 from zskd_fast.runtime.files import write_atomically
@@ -28,6 +31,24 @@ class TrainingState:
     evaluations: list[tuple[int, float]] = field(default_factory=list)
     step: int = 0
     """Steps done."""
+
+    @classmethod
+    def at_start(cls, student: nn.Module, recipe: DistillationRecipe, device: torch.device) -> TrainingState:
+        """Return the state before the first step."""
+        parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
+        low, high = recipe.beta1_range
+        optimizer = torch.optim.Adam(parameters, betas=(high, recipe.beta2), eps=recipe.adam_eps, fused=True)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            recipe.max_learning_rate,
+            total_steps=recipe.steps,
+            pct_start=recipe.warmup_fraction,
+            div_factor=recipe.start_divisor,
+            final_div_factor=recipe.final_divisor,
+            base_momentum=low,
+            max_momentum=high,
+        )
+        return cls(student, optimizer, scheduler, torch.zeros(recipe.steps, dtype=torch.float32, device=device))
 
     @property
     def are_losses_finite(self) -> bool:

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,8 +17,10 @@ from zskd_fast.config.input_spec import InputSpec
 from zskd_fast.config.recipe import DistillationRecipe
 from zskd_fast.distillation.augmentation import check_augmentation
 from zskd_fast.distillation.batches import Batches
+from zskd_fast.distillation.calibration import calibrate
 from zskd_fast.distillation.checkpoint import Checkpoint, Saver, TrainingIdentity, TrainingState
 from zskd_fast.distillation.dormant_units import reset_dormant_units
+from zskd_fast.distillation.shared_layers import SharedLayers
 from zskd_fast.distillation.student_probe import probe_student, training
 from zskd_fast.errors import InputError
 from zskd_fast.models.classifier import (
@@ -30,15 +31,17 @@ from zskd_fast.models.classifier import (
     frozen,
     tensor_sha256,
 )
+from zskd_fast.models.fast_copy import in_fast_layout
 from zskd_fast.runtime.precision import repeatable
 from zskd_fast.runtime.processes import World, joined
 from zskd_fast.runtime.progress import progress_bar
-from zskd_fast.runtime.seeds import check_seed
+from zskd_fast.runtime.seeds import check_seed, seed_torch
 from zskd_fast.runtime.signals import StopRequest, continuing_from, signals_deferred
 from zskd_fast.runtime.timing import PhaseTimer
 from zskd_fast.store.impressions import Impressions
 from zskd_fast.store.mapped_rows import MappedRows
 from zskd_fast.store.store import Store
+from zskd_fast.synthesis.batch_norm import batch_norms, on_batch_statistics
 from zskd_fast.synthesis.start_noise import check_noise
 
 # Steps between two checks of the losses; between checks the host never waits for the device.
@@ -108,6 +111,18 @@ class Distiller:
         if classes[0] != classes[1]:
             raise InputError("the teacher has {} classes, but the student has {}".format(*classes))
         self._uses_every_parameter = probe_student(self._teacher, self._student, self.recipe.batch_size)
+        has_batch_norm = bool(batch_norms(self._teacher.model))
+        self._labels_on_batch = recipe.batch_statistics and recipe.relabel and has_batch_norm
+        self._calibrates = recipe.calibrate_student and has_batch_norm and bool(batch_norms(self._student.model))
+        self.shared = SharedLayers.of(self._teacher, self._student) if recipe.shared_layers and recipe.relabel else None
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What follows from the two models, by caption: the layers taken over, and the use of batch normalization."""
+        notes = {"shared layers": self.shared.description} if self.shared else {}
+        uses = ["labels on the statistics of each batch"] if self._labels_on_batch else []
+        uses += ["student calibrated on impressions"] if self._calibrates else []
+        return notes | ({"batch norm": ", ".join(uses)} if uses else {})
 
     @property
     def identity(self) -> StudentIdentity:
@@ -151,8 +166,38 @@ class Distiller:
             got = f"{world.size} processes for a batch of {self.recipe.batch_size}"
             raise InputError(f"every process needs a row of each batch, got {got}")
         x, teacher_logits = self._rows(impressions)
-        state = self._new_state()
         file = self._checkpoint(checkpoint, x, teacher_logits, world)
+        with (
+            in_fast_layout(self._teacher),
+            in_fast_layout(self._student),
+            training(self._teacher, self._student),
+            self._layers_taken_over(),
+        ):
+            state = self._trained(
+                x, teacher_logits, world, file, checkpoint_seconds, evaluate, evaluate_every, progress=progress
+            )
+        return DistillationHistory(
+            loss=state.losses.tolist(),
+            learning_rate=state.learning_rates,
+            evaluations=state.evaluations,
+            seconds=time.perf_counter() - start,
+            phase_seconds=dict(self.timer.seconds),
+        )
+
+    def _trained(
+        self,
+        x: Rows,
+        teacher_logits: Rows | None,
+        world: World,
+        file: Checkpoint | None,
+        checkpoint_seconds: float,
+        evaluate: Callable[[nn.Module], float] | None,
+        evaluate_every: int,
+        *,
+        progress: bool,
+    ) -> TrainingState:
+        """Train from the checkpoint, or from the start, to the end or a signal; see `fit`."""
+        state = TrainingState.at_start(self._student.model, self.recipe, self.device)
         if file:
             file.restore(state)
         saver = Saver(file, seconds=checkpoint_seconds, step=state.step) if file else None
@@ -169,7 +214,7 @@ class Distiller:
             unit="step",
             shown=progress and world.is_first,
         )
-        with self._stoppable(saver, world) as request, training(self._teacher, self._student), bar:
+        with self._stoppable(saver, world) as request, bar:
             is_stopped, told = False, torch.zeros((), device=self.device)
             while state.step < self.recipe.steps and not is_stopped:
                 self._step(state, student, batches, teacher_logits, world)
@@ -177,7 +222,11 @@ class Distiller:
                 if self._is_due(state, _CHECK_EVERY):
                     _require_finite_losses(state)
                     bar.set_postfix(loss=f"{float(state.losses[state.step - 1]):.4f}", refresh=False)
-                if world.is_first and evaluate and self._is_due(state, evaluate_every):
+                is_due = evaluate is not None and self._is_due(state, evaluate_every)
+                if self._calibrates and (is_due or state.step == self.recipe.steps):
+                    with self.timer("calibration"):
+                        calibrate(self._student, x, self.recipe.batch_size)
+                if world.is_first and evaluate and is_due:
                     state.evaluations.append((state.step, self._evaluate(evaluate)))
                 if saver is None:
                     continue
@@ -185,13 +234,19 @@ class Distiller:
                 if world.is_first and (is_stopped or saver.is_due or state.step == self.recipe.steps):
                     with self.timer("io"):
                         saver.save(state)
-        return DistillationHistory(
-            loss=state.losses.tolist(),
-            learning_rate=state.learning_rates,
-            evaluations=state.evaluations,
-            seconds=time.perf_counter() - start,
-            phase_seconds=dict(self.timer.seconds),
-        )
+        return state
+
+    def _layers_taken_over(self) -> contextlib.AbstractContextManager[None]:
+        return self.shared.taken_over(self.seed) if self.shared else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def _teacher_watched(self) -> Iterator[None]:
+        with contextlib.ExitStack() as held:
+            if self._labels_on_batch:
+                held.enter_context(on_batch_statistics(self._teacher.model))
+            if self.shared:
+                held.enter_context(self.shared.watching_teacher())
+            yield
 
     def _rows(self, impressions: Impressions | Store | torch.Tensor) -> tuple[Rows, Rows | None]:
         """Return x and, without ``relabel``, the stored logits, both in the order of the ids."""
@@ -225,24 +280,6 @@ class Distiller:
         got, wanted = list(teacher_logits.shape), [len(x), self._teacher.num_classes]
         if got != wanted:
             raise InputError(f"without relabel, teacher_logits must have shape {wanted}, got {got}")
-
-    def _new_state(self) -> TrainingState:
-        recipe, student = self.recipe, self._student.model
-        parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
-        low, high = recipe.beta1_range
-        optimizer = torch.optim.Adam(parameters, betas=(high, recipe.beta2), eps=recipe.adam_eps, fused=True)
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            recipe.max_learning_rate,
-            total_steps=recipe.steps,
-            pct_start=recipe.warmup_fraction,
-            div_factor=recipe.start_divisor,
-            final_div_factor=recipe.final_divisor,
-            base_momentum=low,
-            max_momentum=high,
-        )
-        losses = torch.zeros(recipe.steps, dtype=torch.float32, device=self.device)
-        return TrainingState(student, optimizer, scheduler, losses)
 
     def _checkpoint(
         self, path: str | Path | None, x: Rows, teacher_logits: Rows | None, world: World
@@ -287,15 +324,19 @@ class Distiller:
         with self.timer("augmentation"):
             batch = batches.of(state.step)
         self._reset_dormant_units(batch.x, state, world)
-        with self.timer("teacher forward"), torch.no_grad():
+        shared = self.shared
+        with self.timer("teacher forward"), torch.no_grad(), self._teacher_watched():
             wanted = self._teacher.logits(batch.x) if teacher_logits is None else teacher_logits[batch.rows]
-        self._seed_dropout(state.step, world)
-        with self.timer("student"):
+        # A student with dropout draws from torch's generator, and a resumed run must draw alike.
+        seed_torch(self.device, f"{self.seed}:{state.step}" + (f":{world.rank}" if world.rank else ""))
+        with self.timer("student"), shared.watching_student() if shared else contextlib.nullcontext():
             logits = student.logits(batch.x)
-        with self.timer("loss"):
-            loss = ops.distillation_loss(logits, wanted, self.recipe.temperature)
         # Scaled so that the average over the processes is the gradient of the whole batch: shares may differ by a row.
         share = len(batch.x) / self.recipe.batch_size
+        with self.timer("loss"):
+            loss = ops.distillation_loss(logits, wanted, self.recipe.temperature)
+            if shared:
+                loss = loss + self.recipe.feature_weight * shared.loss(share, world)
         with self.timer("student"):
             state.optimizer.zero_grad()
             (loss * (share * world.size)).backward()
@@ -316,14 +357,6 @@ class Distiller:
         state.step += 1
         if state.step < self.recipe.steps:
             state.scheduler.step()
-
-    def _seed_dropout(self, step: int, world: World) -> None:
-        """Seed torch's generator per step: a student with dropout draws from it, and a resumed run must draw alike."""
-        on_gpu = self.device.type == "cuda"
-        generator = torch.cuda.default_generators[self.device.index or 0] if on_gpu else torch.default_generator
-        rank = f":{world.rank}" if world.rank else ""
-        digest = hashlib.sha256(f"{self.seed}:{step}{rank}".encode()).digest()
-        generator.manual_seed(int.from_bytes(digest[:7], "little"))
 
     def _evaluate(self, evaluate: Callable[[nn.Module], float]) -> float:
         with self.timer("evaluation"), frozen(self._student.model), torch.no_grad():

@@ -38,7 +38,7 @@ def reset_dormant_units(student: Classifier, x: torch.Tensor, recipe: DormantUni
     ``recipe.reset_active`` of its values pass. Its weights and bias are scaled down if its standard deviation exceeds
     ``recipe.reset_scale`` times that of the layer's median active unit, since units often grow before they fall
     dormant. Sokar et al. draw new weights and zero the outgoing ones, which must be known for that. Units without a
-    bias are not reset. In a process group each process passes its share of the inputs.
+    bias, or with frozen weights, are not reset. In a process group each process passes its share of the inputs.
     """
     reset = _Reset(student.model, recipe, world)
     with frozen(student.model), torch.no_grad(), reset:
@@ -64,7 +64,7 @@ class _Reset(TorchFunctionMode):
         super().__init__()
         self.count = 0
         self._recipe, self._world = recipe, world
-        self._parameters = {id(parameter) for parameter in student.parameters()}
+        self._parameters = {id(parameter) for parameter in student.parameters() if parameter.requires_grad}
         self._last: _Layer | None = None
 
     def __torch_function__(

@@ -17,6 +17,7 @@ from zskd_fast.config.input_spec import InputSpec
 from zskd_fast.config.teacher_recipe import TeacherRecipe
 from zskd_fast.errors import InputError
 from zskd_fast.models.classifier import Classifier
+from zskd_fast.models.cpu_overrides import cpu_overrides
 from zskd_fast.real_data.evaluation import accuracy
 from zskd_fast.real_data.image_sets import LabelledImages, to_input
 from zskd_fast.runtime.progress import progress_bar
@@ -58,8 +59,11 @@ def train_teacher(
     classifier = _checked_classifier(model, examples)
     validate = partial(accuracy, classifier, *held_out) if recipe.held_out else None
     trained = TrainedTeacher(model)
+    # Over color images a CPU is 1.3 times as fast in this layout, over gray ones it is not.
+    if examples[0].shape[1] > 1:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     _fit(trained, examples, validate, recipe, generator, progress)
-    model.eval()
+    model.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     trained.seconds = time.perf_counter() - started
     return trained
 
@@ -105,7 +109,8 @@ def _fit(
             total = torch.zeros((), device=device)
             for rows in torch.randperm(len(labels), generator=generator).split(recipe.batch_size):
                 x = _move(inputs[rows], recipe, generator)
-                logits = model(x.to(device))
+                with cpu_overrides(device):
+                    logits = model(x.to(device))
                 loss = F.cross_entropy(logits, labels[rows].to(device), label_smoothing=recipe.label_smoothing)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()

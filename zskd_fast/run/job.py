@@ -165,7 +165,12 @@ def _begun(
 def _distill(job: Job, run: RunFolder, distiller: Distiller, store: Store, progress: bool) -> None:
     history = _fit(job, distiller, store, progress)
     run.record.distillation = DistillationRecord(
-        history.seconds, history.phase_seconds, history.loss, history.learning_rate, history.evaluations
+        history.seconds,
+        history.phase_seconds,
+        history.loss,
+        history.learning_rate,
+        history.evaluations,
+        distiller.notes,
     )
     steps = f"{job.distillation.steps:,}"
     with continuing_from(lambda: f"step {steps} of {steps}"):  # of the checkpoint, which exists until the end

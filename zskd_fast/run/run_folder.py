@@ -53,6 +53,8 @@ class DistillationRecord:
     loss: list[float] = field(default_factory=list)
     learning_rate: list[float] = field(default_factory=list)
     accuracies: list[tuple[int, float]] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)
+    """What followed from the two models; see `Distiller.notes`."""
 
 
 @dataclass

@@ -42,6 +42,8 @@ def print_run(run: RunFolder, *, teacher_note: str | None = None) -> None:
     steps = len(record.distillation.loss)
     _line("distillation", f"{steps:,} steps in {record.distillation.seconds:.1f} s")
     _line("", _phases(record.distillation.phase_seconds))
+    for caption, note in record.distillation.notes.items():
+        _line(caption, note)
     _line("peak memory", f"{record.peak_memory_bytes / 2**20:,.0f} MiB")
     _line("weights", str(run.student_path))
 

@@ -18,6 +18,7 @@ PHASES = (
     "loss",
     "update",
     "captured step",
+    "calibration",
     "evaluation",
     "io",
 )

@@ -26,6 +26,7 @@ from zskd_fast.runtime.seeds import check_seed
 from zskd_fast.runtime.threads import run_in_threads
 from zskd_fast.runtime.timing import PhaseTimer
 from zskd_fast.store.impressions import Impressions
+from zskd_fast.synthesis.batch_norm import StatisticsPrior, statistics_prior
 from zskd_fast.synthesis.class_similarity import ClassSimilarity, concentration
 from zskd_fast.synthesis.plan import Plan
 from zskd_fast.synthesis.priors import add_total_variation_, check_priors
@@ -75,7 +76,9 @@ class Synthesizer:
     ``logits_fn`` and ``forward_fn`` are those of `Classifier`. All work is done on the teacher's device. ``timer`` adds
     up the seconds per phase over all runs.
 
-    An impression depends on ``identity`` and its id; the other impressions of its batch change its rounding at most.
+    An impression depends on ``identity`` and its id; the other impressions of its batch change its rounding at most. If
+    the recipe has the statistics prior and the teacher batch normalization, it depends on its batch, the ids from
+    n * batch_size to (n + 1) * batch_size - 1, all of which are then made for any of them.
     Raises InputError if the teacher, its output or its classifier layer cannot be used.
     """
 
@@ -110,6 +113,7 @@ class Synthesizer:
         self._moves = False  # whether some impression has had a gradient that is not zero
         self._graphs = cuda_graph.Graphs()
         self._fast_teacher = fast_copy(self._teacher, recipe)
+        self._statistics = statistics_prior(self._teacher.model, self._fast_teacher.model, recipe)
         self._overrides = contextlib.nullcontext() if recipe.compile_teacher else cpu_overrides(self.device)
 
     @property
@@ -136,17 +140,19 @@ class Synthesizer:
         are no steps; with ``parallel_batches`` from several threads, one at a time. Raises InputError that names the
         first id if an impression holds NaN or infinity.
         """
-        result = self._start(_as_ids(ids, self.device))
+        ids = _as_ids(ids, self.device)
+        result = self._start(self._with_batch_mates(ids))
         batches = [
             result[first : first + self.recipe.batch_size] for first in range(0, len(result), self.recipe.batch_size)
         ]
         workers, stop = self._workers(batches), threading.Event()
         report = _one_at_a_time(progress)
-        with frozen(self._teacher.model), self.timer.shared_by(workers):
+        watching = self._statistics.watching() if self._statistics else contextlib.nullcontext()
+        with frozen(self._teacher.model), watching, self.timer.shared_by(workers):
             kept: _Kept = {}
             run_in_threads(lambda part: self._make(part, report, stop, kept), batches, workers, stop)
         _refuse_non_finite(result)
-        return result
+        return result if len(result) == len(ids) else result[torch.searchsorted(result.id, ids)]
 
     def shortened(self, steps: int) -> "Synthesizer":
         """Return the same synthesizer with another number of steps, and a timer of its own."""
@@ -206,6 +212,17 @@ class Synthesizer:
                 steps=torch.full((count,), recipe.steps, device=self.device),
             )
 
+    def _with_batch_mates(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the ids, or with the statistics prior every id of their batches: id i is in batch i // batch_size.
+
+        There an impression depends on its batch, which must not depend on the ids asked for.
+        """
+        if self._statistics is None:
+            return ids
+        size = self.recipe.batch_size
+        first = (ids // size).unique() * size
+        return (first[:, None] + torch.arange(size, device=ids.device)).flatten()
+
     def _targets(self, ids: torch.Tensor) -> torch.Tensor:
         if self.recipe.targets == "one_hot":
             return nn.functional.one_hot(self.plan.class_of(ids), self.plan.num_classes).float()
@@ -264,7 +281,7 @@ class Synthesizer:
         leaf = x.detach().requires_grad_()  # a leaf that shares the memory of x
 
         def take_step(step: int | torch.Tensor, learning_rate: float | torch.Tensor) -> None:
-            grad = self._gradient(leaf, target, grad_logits)
+            grad = self._gradient(leaf, target, grad_logits, self._statistics)
             with self.timer("update"):
                 if recipe.total_variation:
                     add_total_variation_(grad, x, recipe.total_variation)
@@ -285,26 +302,34 @@ class Synthesizer:
 
         return _Batch(x, target, exp_avg, exp_avg_sq, grad_logits, take_step)
 
-    def _gradient(self, x: torch.Tensor, target: torch.Tensor, grad_logits: torch.Tensor) -> torch.Tensor:
+    def _gradient(
+        self, x: torch.Tensor, target: torch.Tensor, grad_logits: torch.Tensor, prior: StatisticsPrior | None
+    ) -> torch.Tensor:
         """Return the gradient of the summed loss: unlike a mean, a sum does not depend on the size of the batch.
 
         The op writes the gradient of the logits into a buffer, from which the teacher's backward pass starts.
         """
         with torch.enable_grad(), self.timer("teacher forward"), self._overrides:
+            if prior:
+                prior.begin()
             logits = self._fast_teacher.logits(self.input_spec.to_raw(x))
+            distance = prior.distance() if prior else None
         with self.timer("loss"):
             ops.soft_cross_entropy_value_and_grad(
                 logits, target, self.recipe.temperature, reduction="sum", out=grad_logits
             )
         with self.timer("teacher backward"):
-            return torch.autograd.grad(logits, x, grad_logits)[0]
+            if distance is None:
+                return torch.autograd.grad(logits, x, grad_logits)[0]
+            weight = torch.full_like(distance, self.recipe.statistics_prior * len(x))
+            return torch.autograd.grad((logits, distance), x, (grad_logits, weight))[0]
 
     def _look_at_gradient(self, x: torch.Tensor, target: torch.Tensor, grad_logits: torch.Tensor, step: int) -> None:
         """Raise InputError if the teacher gives no value of x a gradient: priors alone would move it, or nothing."""
         last = min(_LAST_LOOK, self.recipe.steps)
         if step not in (1, last):
             return
-        self._moves = bool(self._gradient(x, target, grad_logits).any())
+        self._moves = bool(self._gradient(x, target, grad_logits, None).any())
         if step == last and not self._moves:
             raise InputError(
                 "x does not move: the gradient of the teacher with respect to its input is zero for all "

@@ -1,4 +1,4 @@
-"""The teacher and student architectures of the paper, for 32x32 inputs.
+"""The teacher and student architectures of the paper, and two residual networks, for 32x32 inputs.
 
 Every model takes raw [N, C, 32, 32] float inputs and returns logits [N, num_classes]; none of them contains a
 softmax, so a temperature can be applied outside. The last module is always the linear classifier layer.
@@ -101,3 +101,60 @@ class AlexNetHalf(_AlexNet):
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__((24, 64, 96), (256, 128), num_classes)
+
+
+class _ResidualBlock(nn.Module):
+    """Two 3x3 convolutions beside the identity, which a 1x1 convolution replaces where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.shortcut = nn.Sequential()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+        self.relu = nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.relu(self.residual(x) + self.shortcut(x))
+
+
+class _ResNet(nn.Module):
+    def __init__(self, blocks: int, num_classes: int) -> None:
+        super().__init__()
+        stages: list[nn.Module] = [nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+        inputs = 16
+        for outputs, stride in ((16, 1), (32, 2), (64, 2)):
+            for block in range(blocks):
+                stages.append(_ResidualBlock(inputs, outputs, stride if block == 0 else 1))
+                inputs = outputs
+        self.features = nn.Sequential(*stages)
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.classifier = nn.Linear(inputs, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.pool(self.features(x)))
+
+
+class ResNet20(_ResNet):
+    """ResNet-20 for [N, 3, 32, 32] inputs (He et al., 2016, section 4.2): 272,474 parameters with 10 classes.
+
+    Three stages of three blocks, of 16, 32 and 64 channels, with batch normalization.
+    """
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__(3, num_classes)
+
+
+class ResNet8(_ResNet):
+    """`ResNet20` with one block per stage: 78,042 parameters with 10 classes."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__(1, num_classes)
