@@ -32,10 +32,18 @@ def summary_table(outcomes: list[Outcome]) -> str:
     lines = []
     for setup, rows in _by_setup(outcomes).items():
         students = rows.groupby("method")["accuracy"].agg(["mean", "std"])
-        cells = [f"{mean:.2f} ± {std:.2f}" for mean, std in students.loc[list(METHODS)].itertuples(index=False)]
-        published = f"{SETUPS[setup].published[PAPER].accuracy:.2f}"
+        cells = [_mean_and_std(*each) for each in students.reindex(list(METHODS)).itertuples(index=False)]
+        paper = SETUPS[setup].published.get(PAPER)
+        published = f"{paper.accuracy:.2f}" if paper else ""
         lines.append([SETUPS[setup].data_set, f"{100 * rows['teacher_accuracy'].iloc[0]:.2f}", *cells, published])
     return markdown(heads, lines)
+
+
+def _mean_and_std(mean: float, std: float) -> str:
+    """Return a cell; the deviation of a single student is NaN, and so is the mean where none was trained."""
+    if pd.isna(mean):
+        return ""
+    return f"{mean:.2f}" if pd.isna(std) else f"{mean:.2f} ± {std:.2f}"
 
 
 def curve_outcomes(outcomes: list[Outcome]) -> list[Outcome]:

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 TEACHER = ["--teacher", "users_models:teacher"]
 SIZES = [*RECIPE, *INPUT, *SYNTHESIS, *DISTILLATION]
+OWN_LAYERS = ["--distillation.shared-layers", "False"]
 NOTE = "no file of weights was given: a teacher with random weights, unless users_models:teacher loads its own"
 BROKEN = {
     "broken_syntax.py": "def teacher(:\n    pass\n",
@@ -113,7 +114,7 @@ def test_the_students_option_has_a_name_of_its_own(capsys):
     words = [*MODELS, *STUDENT, "--student-weights", "start.pth", *RECIPE, *INPUT, *SYNTHESIS]
     assert main("run", *words, *DISTILLATION, "--out", "out") == 2
     assert "choose one of them, such as --student-weights-key last" in capsys.readouterr().err
-    first = ["--student-weights-key", "first", "--distillation.max-learning-rate", "1e-30"]
+    first = ["--student-weights-key", "first", "--distillation.max-learning-rate", "1e-30", *OWN_LAYERS]
     assert main("run", *words, *DISTILLATION, *first, "--out", "out") == 0
     assert all(torch.allclose(value, sets["first"][name], atol=1e-6) for name, value in student("out").items())
 
@@ -139,8 +140,9 @@ def test_a_torchscript_teacher_gives_the_student_of_its_model(name):
     model = users_models.teacher()
     model.load_state_dict(teacher_state())
     torch.jit.save(torch.jit.script(model), name)
+    """Only the layers of a Python module can be taken over."""
     assert main("run", "--weights", name, "--layer", "3", *STUDENT, *SIZES, "--out", "script") == 0
-    assert run("--weights", "teacher.safetensors", out="bare") == 0
+    assert run("--weights", "teacher.safetensors", *OWN_LAYERS, out="bare") == 0
     bare, script = student("bare"), student("script")
     assert all(torch.allclose(bare[name], script[name], atol=1e-4) for name in bare)
 

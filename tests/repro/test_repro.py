@@ -128,11 +128,17 @@ def test_all_seeds_can_share_one_probe(tmp_path: Path, data: Path, monkeypatch: 
     assert probes == [(2, 0)]
 
 
-def test_the_paper_makes_more_impressions_for_fashion() -> None:
+def test_a_setup_without_images_of_its_own_asks_for_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="fast-cifar10 needs the test images of .*; give their folder as --data"):
+        repeat(_order(tmp_path, None, setup="fast-cifar10"), _CPU)
+
+
+def test_the_setups_change_the_sizes_of_their_recipe_only() -> None:
     changes = {name: change_text(setup.changes) for name, setup in SETUPS.items()}
     assert changes == {
         "fast-mnist": "",
         "fast-fashion": "",
+        "fast-cifar10": "distillation.steps=5000 synthesis.impressions=2000",
         "paper-mnist": "",
         "paper-fashion": "synthesis.impressions=48000",
     }

@@ -203,8 +203,8 @@ class TrainTeacher:
 class Repro:
     """Measure the claimed accuracies again, over several seeds and beside other methods."""
 
-    name: tyro.conf.Positional[Literal["fast-mnist", "fast-fashion", "paper-mnist", "paper-fashion"]]
-    """Recipe (fast: the recommended one; paper: the paper's) and data set; the teacher is the shipped LeNet-5."""
+    name: tyro.conf.Positional[Literal["fast-mnist", "fast-fashion", "fast-cifar10", "paper-mnist", "paper-fashion"]]
+    """Recipe (fast: the recommended one; paper: the paper's) and data set; the teacher is a shipped one."""
     methods: tuple[Literal["zskd", "class-impressions", "start-noise", "real-kd", "real-ce"], ...] = (
         "zskd",
         "class-impressions",

@@ -47,7 +47,7 @@ def repeat(order: Order, device: torch.device) -> list[Outcome]:
     setup = SETUPS[order.setup]
     recipe, changes = load_recipe(setup.recipe), {**setup.changes, **order.changes}
     training = _training_split(order)
-    test = load_test_set(order.data or setup.test_data, setup.input_spec)
+    test = load_test_set(_data(order), setup.input_spec)
     teacher = load_classifier(setup.teacher, setup.input_spec, role="teacher", device=device)
     probe = order.probe_changes
     task = Task(
@@ -67,13 +67,21 @@ def repeat(order: Order, device: torch.device) -> list[Outcome]:
     return [outcome for task in of_seeds for outcome in _run_methods(task, order)]
 
 
+def _data(order: Order) -> Path:
+    setup = SETUPS[order.setup]
+    folder = order.data or setup.test_data
+    if folder is None:
+        raise InputError(f"{order.setup} needs the test images of {setup.data_set}; give their folder as --data")
+    return folder
+
+
 def _training_split(order: Order) -> LabelledImages | None:
     wanted = [method for method in order.methods if method in REAL]
     if not wanted:
         return None
     setup = SETUPS[order.setup]
     try:
-        return load_folder(order.data or setup.test_data, "train")
+        return load_folder(_data(order), "train")
     except InputError as error:
         raise InputError(
             f"{', '.join(wanted)} need the training split of {setup.data_set} ({error}); "

@@ -38,9 +38,9 @@ class Setup:
     teacher: ModelSource
     student: ModelSource = _STUDENT
     input_spec: InputSpec = _INPUT
-    test_data: Path
-    """Folder of the test split that is used unless the user gives another one."""
-    published: Mapping[str, Published]
+    test_data: Path | None = None
+    """Folder of the test split that is used unless the user gives another one; None: the user has to give one."""
+    published: Mapping[str, Published] = field(default_factory=dict)
     """By source and method."""
 
 
@@ -69,10 +69,19 @@ _FASHION = Setup(
         PAPER: Published(79.62, 48_000, 72_000_000),
     },
 )
+_CIFAR = Setup(
+    data_set="CIFAR-10 (JPEG copy)",
+    recipe="fast",
+    changes={"synthesis.impressions": 2000, "distillation.steps": 5000},
+    teacher=ModelSource(model="zskd_fast.models:ResNet20", weights=ASSETS / "resnet20-cifar10.safetensors"),
+    student=ModelSource(model="zskd_fast.models:ResNet8"),
+    input_spec=InputSpec((3, 32, 32)),
+)
 
 SETUPS = {
     "fast-mnist": _MNIST,
     "fast-fashion": _FASHION,
+    "fast-cifar10": _CIFAR,
     "paper-mnist": replace(_MNIST, recipe="paper"),
     "paper-fashion": replace(_FASHION, recipe="paper", changes={"synthesis.impressions": 48_000}),
 }

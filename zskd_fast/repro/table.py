@@ -27,7 +27,7 @@ def accuracy_table(outcomes: Iterable[Outcome], *, published: bool = True) -> st
             if setup.data_set == data_set:
                 lines.append(_cells(data_set, group))
                 figures |= setup.published if published else {}
-                if published and group[0].method == "zskd" and group[0].image_steps:
+                if published and PAPER in setup.published and group[0].method == "zskd" and group[0].image_steps:
                     costs.append(_cost(data_set, setup.published[PAPER], group))
         lines += [_published_cells(data_set, source, figure) for source, figure in figures.items()]
     return "\n".join([markdown(_HEADS, lines), *([""] if costs else []), *costs])
