@@ -31,6 +31,7 @@ def test_time_to_accuracy(
     student = load_classifier(setup.student, spec, role="student", device=bench.device, seed=0)
     synthesizer = Synthesizer(teacher, spec, recipe.synthesis, seed=0)
     distiller = Distiller(teacher, student, spec, recipe.distillation, seed=0)
+    assert setup.test_data is not None
     test = load_test_set(setup.test_data, spec)
     reached: dict[float, float] = {}
     paused, start = 0.0, time.perf_counter()

@@ -129,7 +129,7 @@ def test_all_seeds_can_share_one_probe(tmp_path: Path, data: Path, monkeypatch: 
 
 
 def test_a_setup_without_images_of_its_own_asks_for_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="fast-cifar10 needs the test images of .*; give their folder as --data"):
+    with pytest.raises(InputError, match=r"fast-cifar10 needs the test images of .*; give their folder as --data"):
         repeat(_order(tmp_path, None, setup="fast-cifar10"), _CPU)
 
 

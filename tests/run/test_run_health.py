@@ -1,6 +1,8 @@
 """What a run says of its impressions in record, report and summary: health, scaling and class similarity."""
 
+import dataclasses
 import re
+from html import unescape
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from command_line import INPUT, MODELS, RECIPE, RUN, SYNTHESIS, main, record, wo
 from many_classes import prototype_classifier
 from safetensors.torch import load_file
 from small_models import IMAGE, distillation_recipe, image_classifier, synthesis_recipe
+from torch import nn
 
 from zskd_fast.errors import InputError
 from zskd_fast.models.classifier import Classifier
@@ -75,15 +78,37 @@ def test_the_summary_and_the_report_show_the_health_and_its_warning(tmp_path, ca
 
 def test_what_was_scaled_is_printed_and_reported_only_where_something_was(tmp_path, capsys):
     few, many = _run(tmp_path / "few"), _run(tmp_path / "many", classes=150)
-    note = many.record.synthesis.scaling
+    note = many.record.synthesis.notes["scaled"]
     assert note.startswith("for 150 classes: temperature 20 -> ")
     print_run(many)
     assert f"scaled        {note}\n" in capsys.readouterr().out
-    assert "Scaled for 150 classes" in write_report(many).read_text("utf-8")
-    assert few.record.synthesis.scaling == ""
+    assert "Scaled: for 150 classes" in write_report(many).read_text("utf-8")
+    assert few.record.synthesis.notes == {}
     print_run(few)
     assert "\nscaled " not in capsys.readouterr().out
-    assert "Scaled for" not in write_report(few).read_text("utf-8")
+    assert "Scaled: for" not in write_report(few).read_text("utf-8")
+
+
+def test_what_follows_from_the_two_models_is_printed_and_reported(tmp_path, capsys):
+    def model():
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4))
+
+    job = dataclasses.replace(
+        _job(tmp_path / "run", teacher=model()),
+        student=Classifier(model(), IMAGE, role="student"),
+        distillation=distillation_recipe(steps=2, shared_layers=True),
+    )
+    run = run_job(job, synthesis_recipe(statistics_prior=1.0), progress=False)
+    print_run(run)
+    printed = capsys.readouterr().out
+    page = unescape(write_report(run).read_text("utf-8"))
+    for caption, note in (
+        ("batch norm", "impressions drawn to the running statistics of 1 layers of the teacher"),
+        ("batch norm", "labels on the statistics of each batch, student calibrated on impressions"),
+        ("shared layers", "4 of the teacher; the student's 144 features before it are matched"),
+    ):
+        assert f"\n{caption:<14}{note}\n" in printed
+        assert f"<p>{caption.capitalize()}: {note}.</p>" in page
 
 
 @pytest.mark.usefixtures("workplace")

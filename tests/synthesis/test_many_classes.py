@@ -45,7 +45,7 @@ def test_with_at_most_ten_classes_every_number_and_bit_is_the_recipes(classes):
     assert scaled_recipe(FAST, classes) == FAST
     assert scaling_note(FAST, classes) == ""
     synthesizer = Synthesizer(image_classifier(classes=classes), IMAGE, FAST, seed=1)
-    assert synthesizer.recipe == FAST and synthesizer.scaling == ""
+    assert synthesizer.recipe == FAST and synthesizer.notes == {}
 
 
 @pytest.mark.parametrize("classes", [11, 100, 1775])
@@ -109,7 +109,7 @@ def test_the_floor_keeps_its_sum():
 
 def test_what_was_scaled_is_said_and_is_in_the_identity():
     synthesizer = Synthesizer(image_classifier(classes=1775), IMAGE, FAST, seed=1)
-    note = synthesizer.scaling
+    note = synthesizer.notes["scaled"]
     assert note == (
         "for 1,775 classes: temperature 20 -> 6.58, concentration_floor 0.001 -> 5.1e-06, "
         "targets of the 9 most similar classes"
@@ -118,7 +118,7 @@ def test_what_was_scaled_is_said_and_is_in_the_identity():
     assert recipe.temperature == scaled_temperature(20.0, 1775)
     assert recipe.concentration_floor == scaled_floor(1e-3, 1775)
     one_hot = dataclasses.replace(FAST, targets="one_hot", temperature=1.0)
-    assert Synthesizer(image_classifier(classes=1775), IMAGE, one_hot, seed=1).scaling == ""
+    assert Synthesizer(image_classifier(classes=1775), IMAGE, one_hot, seed=1).notes == {}
 
 
 # ------------------------------------------------------------------------------------------- what it is good for

@@ -139,7 +139,7 @@ def _print_synthesis(summary: SynthesisSummary, store: Path, world: World) -> No
     print(f"{who}              {summary.reused:,} existed already")
     if summary.elsewhere:
         print(f"{who}              {summary.elsewhere:,} are being made by another process")
-    print_health(summary.health, summary.scaling, who)
+    print_health(summary.health, summary.notes, who)
     print(f"{who}store         {store}")
 
 

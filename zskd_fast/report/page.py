@@ -40,7 +40,6 @@ def render(run: RunFolder) -> str:
         num_classes=store.identity.num_classes,
         bars=_CLASSES_IN_BARS,
         health=record.synthesis.health,
-        scaling=record.synthesis.scaling,
         **_similarity(run),
         curves=[Markup(svg) for svg in _curves(record)],
         phases=list(_phases(record)),

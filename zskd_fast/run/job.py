@@ -102,7 +102,7 @@ def run_job(
         summary = synthesize(synthesizer, store, progress=progress)
         if summary.made:
             run.record.synthesis = SynthesisRecord(summary.made, summary.seconds, summary.phase_seconds)
-        run.record.synthesis.health, run.record.synthesis.scaling = summary.health, summary.scaling
+        run.record.synthesis.health, run.record.synthesis.notes = summary.health, summary.notes
         run.save_class_similarity(synthesizer.class_similarity)
         run.save()
         made = f"{synthesis.impressions:,} of {synthesis.impressions:,} impressions"

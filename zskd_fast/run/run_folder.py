@@ -35,8 +35,8 @@ class SynthesisRecord:
     phase_seconds: dict[str, float] = field(default_factory=dict)
     health: Health | None = None
     """Of all impressions of the run; None after `distill`, which makes none."""
-    scaling: str = ""
-    """One line on the numbers of the recipe that were scaled for the number of classes; empty if none was."""
+    notes: dict[str, str] = field(default_factory=dict)
+    """What followed from the teacher; see `Synthesizer.notes`."""
 
     @property
     def rate(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 
 from zskd_fast.run.run_folder import RunFolder, short_identity
 from zskd_fast.synthesis.health import Health
@@ -38,7 +39,7 @@ def print_run(run: RunFolder, *, teacher_note: str | None = None) -> None:
     if made:
         _line("impressions", f"{made:,} in {seconds:.1f} s, {record.synthesis.rate:.1f} per second")
         _line("", _phases(record.synthesis.phase_seconds))
-    print_health(record.synthesis.health, record.synthesis.scaling)
+    print_health(record.synthesis.health, record.synthesis.notes)
     steps = len(record.distillation.loss)
     _line("distillation", f"{steps:,} steps in {record.distillation.seconds:.1f} s")
     _line("", _phases(record.distillation.phase_seconds))
@@ -48,13 +49,13 @@ def print_run(run: RunFolder, *, teacher_note: str | None = None) -> None:
     _line("weights", str(run.student_path))
 
 
-def print_health(health: Health | None, scaling: str, who: str = "") -> None:
-    """Print what was scaled for the number of classes, the health of the impressions, and a warning if they are sick.
+def print_health(health: Health | None, notes: Mapping[str, str], who: str = "") -> None:
+    """Print what followed from the teacher, the health of the impressions, and a warning if they are sick.
 
     ``who`` stands in front of every line.
     """
-    if scaling:
-        _line("scaled", scaling, who)
+    for caption, note in notes.items():
+        _line(caption, note, who)
     if health is None:
         return
     _line("health", str(health), who)

@@ -32,8 +32,8 @@ class SynthesisSummary:
     """Wall-clock time per phase."""
     health: Health | None
     """Of the impressions made and reused; None if there are none."""
-    scaling: str
-    """One line on the numbers of the recipe that were scaled for the number of classes; empty if none was."""
+    notes: dict[str, str]
+    """What followed from the teacher; see `Synthesizer.notes`."""
 
 
 def synthesize(
@@ -87,7 +87,7 @@ def synthesize(
         seconds=time.perf_counter() - start,
         phase_seconds=dict(synthesizer.timer.seconds),
         health=meter.health(),
-        scaling=synthesizer.scaling,
+        notes=synthesizer.notes,
     )
 
 

@@ -104,7 +104,7 @@ class Synthesizer:
         self.device = self._teacher.device
         self.plan = Plan(self._teacher.num_classes, recipe.betas)
         self.recipe = scaled_recipe(recipe, self.plan.num_classes)
-        self.scaling = scaling_note(recipe, self.plan.num_classes)
+        self._scaling = scaling_note(recipe, self.plan.num_classes)
         self._store_dtype = getattr(torch, recipe.store_dtype)
         limits = input_spec.valid_range if recipe.clamp else (-math.inf, math.inf)
         self._store_limits = limits_in(self._store_dtype, *limits)
@@ -115,6 +115,12 @@ class Synthesizer:
         self._fast_teacher = fast_copy(self._teacher, recipe)
         self._statistics = statistics_prior(self._teacher.model, self._fast_teacher.model, recipe)
         self._overrides = contextlib.nullcontext() if recipe.compile_teacher else cpu_overrides(self.device)
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What follows from the teacher, by caption: numbers scaled for its classes, the use of batch normalization."""
+        notes = {"scaled": self._scaling} if self._scaling else {}
+        return notes | ({"batch norm": self._statistics.description} if self._statistics else {})
 
     @property
     def identity(self) -> ImpressionIdentity:
