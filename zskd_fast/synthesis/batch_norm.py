@@ -56,9 +56,12 @@ class StatisticsPrior:
         distances = getattr(self._own, "distances", None)
         if distances is None or not torch.is_grad_enabled():
             return
-        x, running_mean, running_variance = inputs[0], layer.running_mean, layer.running_var
+        running_mean, running_variance = layer.running_mean, layer.running_var
         assert running_mean is not None and running_variance is not None
-        variance, mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
+        # As a matrix [N * H * W, C] and without torch.var_mean, which takes four times as long.
+        values = inputs[0].movedim(1, -1).flatten(0, -2)
+        mean = values.mean(0)
+        variance = (values.square().mean(0) - mean.square()).clamp_min(0)
         shift = (mean - running_mean).square() / (running_variance + layer.eps)
         spread = ((variance + layer.eps) / (running_variance + layer.eps)).sqrt() - 1
         distances.append((shift + spread.square()).mean())
