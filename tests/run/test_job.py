@@ -21,7 +21,8 @@ from torch import nn
 from zskd_fast.distillation.distiller import Distiller
 from zskd_fast.errors import InputError
 from zskd_fast.models.classifier import Classifier
-from zskd_fast.real_data.evaluation import TestSet
+from zskd_fast.real_data.evaluation import TestSet, accuracy
+from zskd_fast.run import job as job_module
 from zskd_fast.run.job import Job, distill_store, run_job
 from zskd_fast.run.profiling import profile_job
 from zskd_fast.run.run_folder import RunFolder
@@ -151,6 +152,22 @@ def test_a_damaged_student_is_made_again(tmp_path):
     run.student_path.write_bytes(wanted[:-1] + bytes([wanted[-1] ^ 1]))
     _run(tmp_path / "run")
     assert run.student_path.read_bytes() == wanted
+
+
+def test_the_curve_takes_few_images_and_its_last_point_all_of_them(tmp_path, monkeypatch):
+    """A fifth of a run went into printing accuracies."""
+    measured = []
+
+    def counted(model, inputs, labels):
+        measured.append((model.role, len(inputs), len(labels)))
+        return accuracy(model, inputs, labels)
+
+    monkeypatch.setattr(job_module, "accuracy", counted)
+    monkeypatch.setattr(job_module, "_CURVE_IMAGES", 20)
+    x = torch.rand(50, 6, generator=torch.Generator().manual_seed(3))
+    _, _, run, _ = _run(tmp_path, test=TestSet(x, vector_classifier().eval()(x).argmax(dim=1), "made up"))
+    assert measured == [("student", 20, 20)] * 10 + [("teacher", 50, 50), ("student", 50, 50)]
+    assert run.record.distillation.accuracies[-1] == (20, run.record.accuracy.student)
 
 
 def test_a_test_set_changes_no_bit_and_is_measured_later_too(tmp_path):

@@ -29,7 +29,8 @@ from zskd_fast.synthesis.class_similarity import ClassSimilarity
 from zskd_fast.synthesis.shards import synthesize
 from zskd_fast.synthesis.synthesizer import Synthesizer
 
-_EVALUATIONS = 10
+# Points of the accuracy's curve, and the images for all but the last, which takes every one.
+_EVALUATIONS, _CURVE_IMAGES = 10, 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,15 +176,18 @@ def _distill(job: Job, run: RunFolder, distiller: Distiller, store: Store, progr
     steps = f"{job.distillation.steps:,}"
     with continuing_from(lambda: f"step {steps} of {steps}"):  # of the checkpoint, which exists until the end
         _describe(job, run)
+        curve, measured = run.record.distillation.accuracies, run.record.accuracy
+        if curve and measured:
+            curve[-1] = (job.distillation.steps, measured.student)
         _finish(job, run)
 
 
 def _fit(job: Job, distiller: Distiller, store: Store, progress: bool) -> DistillationHistory:
-    test = job.test
+    test, few = job.test, slice(_CURVE_IMAGES)
     return distiller.fit(
         store,
         progress=progress,
-        evaluate=None if test is None else lambda _: accuracy(job.student, test.inputs, test.labels),
+        evaluate=None if test is None else lambda _: accuracy(job.student, test.inputs[few], test.labels[few]),
         evaluate_every=max(1, job.distillation.steps // _EVALUATIONS),
         checkpoint=RunFolder.checkpoint_of(job.out),
     )
