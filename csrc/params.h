@@ -66,6 +66,13 @@ struct ImpressionUpdateParams {
   bool device_bounds = false;  // lo and hi are device pointers; if false, host pointers to one number each
 };
 
+// dead_leaves: the numbers of a leaf are those of math/dead_leaves.h, then a value per channel
+struct DeadLeavesParams {
+  const float* numbers;  // [images, leaves, kLeafNumbers + channels] dense
+  float* out;            // [images, channels, height, width] dense
+  int64_t images, leaves, channels, height, width;
+};
+
 // max_pool: windows of 2x2 with stride 2
 struct MaxPoolParams {
   const float* x;  // [planes, height, width] dense

@@ -92,6 +92,11 @@ void impression_update(const ImpressionUpdateParams& p) {
                    [&](int64_t begin, int64_t end) { ZSKD_ON_ISA(impression_update, p, begin, end); });
 }
 
+void dead_leaves(const DeadLeavesParams& p) {
+  at::parallel_for(0, p.images, row_grain(p.leaves * p.height * p.width),
+                   [&](int64_t begin, int64_t end) { ZSKD_ON_ISA(dead_leaves, p, begin, end); });
+}
+
 void max_pool(const MaxPoolParams& p) {
   at::parallel_for(0, p.planes, row_grain(p.height * p.width),
                    [&](int64_t begin, int64_t end) { ZSKD_ON_ISA(max_pool, p, begin, end); });

@@ -12,6 +12,7 @@ int64_t first_invalid_concentration(const DirichletParams& p);  // index of the 
 void dirichlet(const DirichletParams& p);
 void philox(const PhiloxParams& p);
 void impression_update(const ImpressionUpdateParams& p);
+void dead_leaves(const DeadLeavesParams& p);
 void max_pool(const MaxPoolParams& p);
 
 // The order of the additions depends on `count` only.

@@ -1,5 +1,5 @@
-// The kernels of the CPU backend. A call works on a range of rows (impression_update: of elements, max_pool: of planes)
-// on the calling thread. There is one namespace per instruction set; each is compiled from the same sources (see
+// The kernels of the CPU backend. A call works on a range of rows (impression_update: of elements, max_pool: of planes,
+// dead_leaves: of images) on the calling thread. There is one namespace per instruction set; each is compiled from the same sources (see
 // CMakeLists.txt).
 #pragma once
 
@@ -13,6 +13,7 @@
   int64_t first_invalid_concentration(const DirichletParams& p, int64_t begin, int64_t end);  \
   void philox(const PhiloxParams& p, int64_t begin, int64_t end);                             \
   void impression_update(const ImpressionUpdateParams& p, int64_t begin, int64_t end);        \
+  void dead_leaves(const DeadLeavesParams& p, int64_t begin, int64_t end);                    \
   void max_pool(const MaxPoolParams& p, int64_t begin, int64_t end);                          \
   }
 

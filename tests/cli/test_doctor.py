@@ -6,7 +6,15 @@ import torch
 from zskd_fast.cli import doctor
 from zskd_fast.cli import main as cli
 
-OPS = ["soft_cross_entropy", "distillation_loss", "dirichlet", "philox", "impression_update_", "max_pool"]
+OPS = [
+    "soft_cross_entropy",
+    "distillation_loss",
+    "dirichlet",
+    "philox",
+    "impression_update_",
+    "max_pool",
+    "dead_leaves",
+]
 
 
 def outcome(name: str) -> doctor.Check:

@@ -33,6 +33,7 @@ LARGE = {
     "soft_cross_entropy": lambda rows: _gradient(ops.soft_cross_entropy_value_and_grad, rows),
     "philox": lambda rows: ops.philox(torch.arange(rows), CLASSES, seed=0, stream=0),
     "dirichlet": lambda rows: ops.dirichlet(torch.ones(rows, CLASSES), torch.arange(rows), seed=0),
+    "dead_leaves": lambda rows: ops.dead_leaves(torch.zeros(rows, 1, 7), 20, 50),
     "max_pool": lambda rows: ops.max_pool(torch.zeros(rows, 4, 20, 50)),
 }
 

@@ -35,7 +35,8 @@ x, m, v = torch.rand(4, 3, 9, 9, generator=g), torch.zeros(4, 3, 9, 9), torch.ze
 for step in (1, 2, 3):
     ops.impression_update_(x, torch.randn(4, 3, 9, 9, generator=g), m, v, step, lr=0.1, l1=0.1, lo=0.0, hi=1.0)
 pooled = ops.max_pool(torch.randn(4, 3, 11, 14, generator=g))
-print(build_info()["isa"], bits(*draws), bits(x, m, v, pooled), worst)
+leaves = ops.dead_leaves(torch.randn(3, 5, 9, generator=g), 11, 70)
+print(build_info()["isa"], bits(*draws), bits(x, m, v, pooled, leaves), worst)
 """
 
 
@@ -57,7 +58,7 @@ def test_every_instruction_set_gives_the_same_results(isa, chosen):
     name, draws, update, worst = result.stdout.split()
     assert name == isa
     assert draws == chosen[1], "Dirichlet or Philox draws differ"
-    assert update == chosen[2], "impression updates or max-pools differ"
+    assert update == chosen[2], "impression updates, max-pools or dead leaves differ"
     assert float(worst) <= 1e-5
 
 

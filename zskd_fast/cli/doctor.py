@@ -111,6 +111,11 @@ def _impression_update(ops: ModuleType, device: torch.device) -> list[torch.Tens
     return [x, mean, square]
 
 
+def _dead_leaves(ops: ModuleType, device: torch.device) -> list[torch.Tensor]:
+    leaves = next(_inputs(device)).flatten()
+    return [ops.dead_leaves(leaves[: len(leaves) // 63 * 63].reshape(-1, 7, 9), 12, 20)]
+
+
 def _max_pool(ops: ModuleType, device: torch.device) -> list[torch.Tensor]:
     return [ops.max_pool(next(_inputs(device)).reshape(4, 2, 8, -1))]
 
@@ -121,5 +126,6 @@ _TRIALS: dict[str, _Trial] = {
     "dirichlet": _dirichlet,
     "philox": _philox,
     "impression_update_": _impression_update,
+    "dead_leaves": _dead_leaves,
     "max_pool": _max_pool,
 }

@@ -1,5 +1,6 @@
 """The accelerated ops. `zskd_fast.reference` has the same functions in plain torch."""
 
+from zskd_fast.ops.dead_leaves import dead_leaves
 from zskd_fast.ops.dirichlet import dirichlet
 from zskd_fast.ops.distillation_loss import distillation_loss
 from zskd_fast.ops.impression_update import impression_update_
@@ -8,6 +9,7 @@ from zskd_fast.ops.philox import philox
 from zskd_fast.ops.soft_cross_entropy import soft_cross_entropy, soft_cross_entropy_value_and_grad
 
 __all__ = [
+    "dead_leaves",
     "dirichlet",
     "distillation_loss",
     "impression_update_",

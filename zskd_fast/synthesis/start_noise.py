@@ -47,11 +47,6 @@ def check_noise(recipe: NoiseRecipe, input_spec: InputSpec) -> None:
         )
 
 
-def pixel_centers(count: int, device: torch.device) -> torch.Tensor:
-    """Return the centers of ``count`` pixels between -1 and 1: float32 [count]."""
-    return (2 * torch.arange(count, dtype=torch.float32, device=device) + 1) / count - 1
-
-
 def _dead_leaves(
     ids: torch.Tensor, recipe: NoiseRecipe, shape: tuple[int, ...], seed: int, stream: int
 ) -> torch.Tensor:
@@ -62,37 +57,13 @@ def _dead_leaves(
     """
     channels, height, width = shape
     draws = ops.philox(ids, recipe.leaves * (_DRAWS + channels), seed=seed, stream=stream)
-    draws = draws.reshape(len(ids), recipe.leaves, _DRAWS + channels, 1, 1)
-    rows = pixel_centers(height, ids.device).reshape(1, height, 1)
-    columns = pixel_centers(width, ids.device).reshape(1, 1, width)
-    image = torch.zeros((len(ids), *shape), dtype=torch.float32, device=ids.device)
-    for leaf in range(recipe.leaves):
-        covers = _box_covers if leaf % 2 else _ellipse_covers
-        covered = covers(*_leaf_coordinates(draws[:, leaf, :_DRAWS], rows, columns, recipe.leaf_size))
-        image = torch.where(covered.unsqueeze(1), draws[:, leaf, _DRAWS:], image)
-    return image
-
-
-def _leaf_coordinates(
-    draws: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, leaf_size: tuple[float, float]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return every pixel's coordinates along the two axes of a leaf, [N, H, W] each, in units of its half-axes."""
-    smallest, largest = leaf_size
+    draws = draws.reshape(len(ids), recipe.leaves, _DRAWS + channels)
     # Lengths are in halves of the image's height and width.
-    center_row, center_column = 2 * draws[:, 0] - 1, 2 * draws[:, 1] - 1
-    half_axes = smallest + (largest - smallest) * draws[:, 2:4]
-    angle = math.pi * draws[:, 4]
+    center = 2 * draws[..., :2] - 1
+    smallest, largest = recipe.leaf_size
+    half_axes = smallest + (largest - smallest) * draws[..., 2:4]
+    angle = math.pi * draws[..., 4]
     cos, sin = torch.cos(angle), torch.sin(angle)
-    down, right = rows - center_row, columns - center_column
-    # Division before the sums, while rows and columns are still one-dimensional.
-    along = cos / half_axes[:, 0] * right + sin / half_axes[:, 0] * down
-    across = cos / half_axes[:, 1] * down - sin / half_axes[:, 1] * right
-    return along, across
-
-
-def _ellipse_covers(along: torch.Tensor, across: torch.Tensor) -> torch.Tensor:
-    return torch.addcmul(along.square_(), across, across) < 1
-
-
-def _box_covers(along: torch.Tensor, across: torch.Tensor) -> torch.Tensor:
-    return torch.maximum(along.abs_(), across.abs_()) < 1
+    first, second = half_axes.unbind(-1)
+    axes = torch.stack([cos / first, sin / first, -sin / second, cos / second], dim=-1)
+    return ops.dead_leaves(torch.cat([center, axes, draws[..., _DRAWS:]], dim=-1), height, width)

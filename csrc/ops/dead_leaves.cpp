@@ -1,0 +1,42 @@
+#include "math/dead_leaves.h"
+
+#include "cpu/backend.h"
+#include "ops/allocate.h"
+#include "ops/check.h"
+#include "ops/ops.h"
+
+namespace zskd::ops {
+namespace {
+
+constexpr const char* kOp = "dead_leaves";
+
+void check_leaves(const at::Tensor& leaves, int64_t height, int64_t width) {
+  check_dense(kOp, "leaves", leaves);
+  ZSKD_CHECK_TYPE(leaves.is_cpu() && leaves.scalar_type() == at::kFloat, kOp, ": leaves is ", leaves.scalar_type(),
+                  " on ", leaves.device(), ", wanted float32 on cpu");
+  ZSKD_CHECK(leaves.dim() == 3 && leaves.size(2) > math::kLeafNumbers && leaves.is_contiguous(), kOp,
+             ": leaves has shape ", leaves.sizes(), " and strides ", leaves.strides(),
+             ", wanted contiguous [N, L, 6 + C] with C >= 1");
+  ZSKD_CHECK(height >= 1 && width >= 1, kOp, ": height and width are ", height, " and ", width, ", wanted 1 or more");
+}
+
+}  // namespace
+
+at::Tensor dead_leaves(const at::Tensor& leaves, int64_t height, int64_t width) {
+  check_leaves(leaves, height, width);
+  const int64_t channels = leaves.size(2) - math::kLeafNumbers;
+  const at::Tensor out = empty_output({leaves.size(0), channels, height, width}, leaves.options());
+
+  DeadLeavesParams p;
+  p.numbers = leaves.const_data_ptr<float>();
+  p.out = out.mutable_data_ptr<float>();
+  p.images = leaves.size(0);
+  p.leaves = leaves.size(1);
+  p.channels = channels;
+  p.height = height;
+  p.width = width;
+  cpu::dead_leaves(p);
+  return out;
+}
+
+}  // namespace zskd::ops

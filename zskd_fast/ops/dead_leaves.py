@@ -1,0 +1,35 @@
+"""Dead-leaves images, painted in one pass on a CPU."""
+
+from torch import Tensor
+
+from zskd_fast import reference
+from zskd_fast._extension import _C
+from zskd_fast.ops._dispatch import is_eager
+
+
+def dead_leaves(leaves: Tensor, height: int, width: int) -> Tensor:
+    """Paint leaves over one another on a ground of zeros (the dead leaves model of Matheron, 1968).
+
+    Even leaves are ellipses, odd ones boxes; a later leaf covers the ones before. Lengths are in halves of the image's
+    height and width: pixel centers lie between -1 and 1.
+
+    Args:
+        leaves: [N, L, 6 + C] float32. The numbers of a leaf: row and column of its center; its coordinate along the
+            first axis, in units of the half-axis, per unit right and per unit down; that along the second axis; then a
+            value per channel. A pixel is covered by an ellipse if the sum of the squared coordinates is below 1, and by
+            a box if both are between -1 and 1.
+        height, width: of the images, 1 or more.
+
+    Returns:
+        [N, C, height, width] float32.
+
+    Raises:
+        ValueError: Wrong shape, height or width.
+        TypeError: Wrong dtype.
+
+    The fast kernel runs for contiguous leaves on a CPU. Any other device, and any call that is compiled, traced or
+    transformed, uses `zskd_fast.reference`; pixels on the edge of a leaf may differ.
+    """
+    if leaves.is_cpu and leaves.is_contiguous() and is_eager(leaves):
+        return _C.dead_leaves(leaves, height, width)
+    return reference.dead_leaves(leaves, height, width)
