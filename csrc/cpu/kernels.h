@@ -1,6 +1,6 @@
 // The kernels of the CPU backend. A call works on a range of rows (impression_update: of elements, max_pool: of planes,
-// dead_leaves: of images) on the calling thread. There is one namespace per instruction set; each is compiled from the same sources (see
-// CMakeLists.txt).
+// dead_leaves: of images) on the calling thread. There is one namespace per instruction set; each is compiled from the
+// same sources (see CMakeLists.txt).
 #pragma once
 
 #include "params.h"

@@ -1,13 +1,16 @@
 """The running statistics of a student with batch normalization."""
 
+import pytest
 import torch
-from small_models import VECTOR, distillation_recipe, vector_classifier
+from small_models import VECTOR, distillation_recipe, open_store, synthesis_recipe, vector_classifier
 from students import vectors
 from torch import nn
 
 from zskd_fast.distillation.calibration import calibrate
 from zskd_fast.distillation.distiller import Distiller
 from zskd_fast.models.classifier import Classifier
+from zskd_fast.synthesis.shards import synthesize
+from zskd_fast.synthesis.synthesizer import Synthesizer
 
 
 def _model(seed=0):
@@ -68,6 +71,23 @@ def test_the_impressions_of_a_teacher_without_batch_normalization_calibrate_noth
     for student, calibrated in zip(students, (True, False), strict=True):
         _fit(student, vector_classifier(), calibrate_student=calibrated)
     assert torch.equal(students[0][1].running_mean, students[1][1].running_mean)
+
+
+@pytest.mark.parametrize(
+    ("made", "calibrates"), [({}, True), ({"statistics_prior": 0.0}, False), ({"steps": 0}, False)], ids=str
+)
+def test_impressions_without_the_teachers_statistics_calibrate_nothing(tmp_path, made, calibrates):
+    """On start noise a student was worse calibrated than not; a store tells how its impressions were made."""
+    synthesizer = Synthesizer(_model(), VECTOR, synthesis_recipe(**{"statistics_prior": 1.0} | made), seed=1)
+    store = open_store(tmp_path, synthesizer)
+    synthesize(synthesizer, store, progress=False)
+    student = _model(1)
+    distiller = Distiller(_model(), student, VECTOR, distillation_recipe(), seed=1)
+    notes = distiller.fit(store, progress=False).notes
+    assert ("student calibrated on impressions" in notes["batch norm"]) == calibrates
+    x = torch.cat([store.read_shard(shard).x for shard in range(store.num_shards)])
+    means = torch.stack([student[0](rows).mean(0) for rows in x.split(8)[:2]] + [student[0](x[16:]).mean(0)])
+    assert torch.allclose(student[1].running_mean, means.mean(0), atol=1e-5) == calibrates
 
 
 def test_the_teacher_labels_on_batch_statistics_if_the_recipe_says_so():

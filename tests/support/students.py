@@ -4,7 +4,8 @@ import torch
 from small_models import VECTOR, distillation_recipe, vector_classifier
 from torch import nn
 
-from zskd_fast.distillation.distiller import DistillationHistory, Distiller
+from zskd_fast.distillation.distiller import Distiller
+from zskd_fast.distillation.history import DistillationHistory
 
 # Forward passes of each model before the first step: those of the probe.
 PROBED = 2

@@ -4,7 +4,6 @@ import contextlib
 import copy
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,6 +19,7 @@ from zskd_fast.distillation.batches import Batches
 from zskd_fast.distillation.calibration import calibrate
 from zskd_fast.distillation.checkpoint import Checkpoint, Saver, TrainingIdentity, TrainingState
 from zskd_fast.distillation.dormant_units import reset_dormant_units
+from zskd_fast.distillation.history import DistillationHistory
 from zskd_fast.distillation.shared_layers import SharedLayers
 from zskd_fast.distillation.student_probe import probe_student, training
 from zskd_fast.errors import InputError
@@ -48,22 +48,6 @@ from zskd_fast.synthesis.start_noise import check_noise
 _CHECK_EVERY = 100
 
 Rows = torch.Tensor | MappedRows
-
-
-@dataclass(frozen=True)
-class DistillationHistory:
-    """The course of a call of ``Distiller.fit``."""
-
-    loss: list[float]
-    """Loss of each step."""
-    learning_rate: list[float]
-    """Learning rate of each step."""
-    evaluations: list[tuple[int, float]]
-    """(steps done, value of ``evaluate``), in order."""
-    seconds: float
-    """Wall-clock time of this call."""
-    phase_seconds: dict[str, float]
-    """Wall-clock time per phase."""
 
 
 class Distiller:
@@ -113,16 +97,8 @@ class Distiller:
         self._uses_every_parameter = probe_student(self._teacher, self._student, self.recipe.batch_size)
         has_batch_norm = bool(batch_norms(self._teacher.model))
         self._labels_on_batch = recipe.batch_statistics and recipe.relabel and has_batch_norm
-        self._calibrates = recipe.calibrate_student and has_batch_norm and bool(batch_norms(self._student.model))
+        self._can_calibrate = recipe.calibrate_student and has_batch_norm and bool(batch_norms(self._student.model))
         self.shared = SharedLayers.of(self._teacher, self._student) if recipe.shared_layers and recipe.relabel else None
-
-    @property
-    def notes(self) -> dict[str, str]:
-        """What follows from the two models, by caption: the layers taken over, and the use of batch normalization."""
-        notes = {"shared layers": self.shared.description} if self.shared else {}
-        uses = ["labels on the statistics of each batch"] if self._labels_on_batch else []
-        uses += ["student calibrated on impressions"] if self._calibrates else []
-        return notes | ({"batch norm": ", ".join(uses)} if uses else {})
 
     @property
     def identity(self) -> StudentIdentity:
@@ -166,6 +142,7 @@ class Distiller:
             got = f"{world.size} processes for a batch of {self.recipe.batch_size}"
             raise InputError(f"every process needs a row of each batch, got {got}")
         x, teacher_logits = self._rows(impressions)
+        calibrates = self._can_calibrate and _may_calibrate(impressions)
         file = self._checkpoint(checkpoint, x, teacher_logits, world)
         with (
             in_fast_layout(self._teacher),
@@ -174,7 +151,15 @@ class Distiller:
             self._layers_taken_over(),
         ):
             state = self._trained(
-                x, teacher_logits, world, file, checkpoint_seconds, evaluate, evaluate_every, progress=progress
+                x,
+                teacher_logits,
+                world,
+                file,
+                checkpoint_seconds,
+                evaluate,
+                evaluate_every,
+                progress=progress,
+                calibrates=calibrates,
             )
         return DistillationHistory(
             loss=state.losses.tolist(),
@@ -182,6 +167,7 @@ class Distiller:
             evaluations=state.evaluations,
             seconds=time.perf_counter() - start,
             phase_seconds=dict(self.timer.seconds),
+            notes=self._notes(calibrates),
         )
 
     def _trained(
@@ -195,6 +181,7 @@ class Distiller:
         evaluate_every: int,
         *,
         progress: bool,
+        calibrates: bool,
     ) -> TrainingState:
         """Train from the checkpoint, or from the start, to the end or a signal; see `fit`."""
         state = TrainingState.at_start(self._student.model, self.recipe, self.device)
@@ -223,7 +210,7 @@ class Distiller:
                     _require_finite_losses(state)
                     bar.set_postfix(loss=f"{float(state.losses[state.step - 1]):.4f}", refresh=False)
                 is_due = evaluate is not None and self._is_due(state, evaluate_every)
-                if self._calibrates and (is_due or state.step == self.recipe.steps):
+                if calibrates and (is_due or state.step == self.recipe.steps):
                     with self.timer("calibration"):
                         calibrate(self._student, x, self.recipe.batch_size)
                 if world.is_first and evaluate and is_due:
@@ -235,6 +222,12 @@ class Distiller:
                     with self.timer("io"):
                         saver.save(state)
         return state
+
+    def _notes(self, calibrates: bool) -> dict[str, str]:
+        notes = {"shared layers": self.shared.description} if self.shared else {}
+        uses = ["labels on the statistics of each batch"] if self._labels_on_batch else []
+        uses += ["student calibrated on impressions"] if calibrates else []
+        return notes | ({"batch norm": ", ".join(uses)} if uses else {})
 
     def _layers_taken_over(self) -> contextlib.AbstractContextManager[None]:
         return self.shared.taken_over(self.seed) if self.shared else contextlib.nullcontext()
@@ -369,6 +362,14 @@ class Distiller:
         steps = world.sum(torch.tensor(float(state.step), device=self.device))
         if steps != state.step * world.size:
             raise InputError("the processes read different checkpoints; put the file where all of them see it")
+
+
+def _may_calibrate(impressions: Impressions | Store | torch.Tensor) -> bool:
+    """Whether impressions may have the statistics of the training data; a store tells how its own were made."""
+    if not isinstance(impressions, Store):
+        return True
+    recipe = impressions.identity.recipe
+    return recipe.steps > 0 and recipe.statistics_prior > 0
 
 
 def _sha256(rows: Rows) -> str:

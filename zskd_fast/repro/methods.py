@@ -86,8 +86,7 @@ def run_method(method: str, task: Task, zskd: Outcome | None) -> Outcome:
         if zskd is None:
             raise InputError("the method start-noise takes as many seconds as the method zskd; run that, too")
         synthesis = replace(synthesis, steps=0)
-        # Start noise has not the teacher's statistics: a student calibrated on it is worse than one that is not.
-        distillation = replace(_without_fresh_noise(distillation), calibrate_student=False)
+        distillation = _without_fresh_noise(distillation)
         steps = _interrupted_steps(task.folder / method) or _steps_within(zskd, task, distillation)
         distillation = replace(distillation, steps=steps)
     return _from_impressions(method, task, synthesis, distillation)

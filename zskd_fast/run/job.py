@@ -12,7 +12,8 @@ import torch
 from zskd_fast.config.identity import RunIdentity
 from zskd_fast.config.input_spec import InputSpec
 from zskd_fast.config.recipe import DistillationRecipe, SynthesisRecipe
-from zskd_fast.distillation.distiller import DistillationHistory, Distiller
+from zskd_fast.distillation.distiller import Distiller
+from zskd_fast.distillation.history import DistillationHistory
 from zskd_fast.errors import InputError
 from zskd_fast.models.checkpoint_files import load_state, save_weights
 from zskd_fast.models.classifier import Classifier
@@ -171,7 +172,7 @@ def _distill(job: Job, run: RunFolder, distiller: Distiller, store: Store, progr
         history.loss,
         history.learning_rate,
         history.evaluations,
-        distiller.notes,
+        history.notes,
     )
     steps = f"{job.distillation.steps:,}"
     with continuing_from(lambda: f"step {steps} of {steps}"):  # of the checkpoint, which exists until the end

@@ -54,7 +54,7 @@ class DistillationRecord:
     learning_rate: list[float] = field(default_factory=list)
     accuracies: list[tuple[int, float]] = field(default_factory=list)
     notes: dict[str, str] = field(default_factory=dict)
-    """What followed from the two models; see `Distiller.notes`."""
+    """What followed from the two models; see `DistillationHistory.notes`."""
 
 
 @dataclass
