@@ -269,15 +269,19 @@ def frozen(model: nn.Module) -> Iterator[None]:
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     with modes_kept(model):
         try:
-            # An exported program has no modes: its eval() raises NotImplementedError.
-            with contextlib.suppress(NotImplementedError):
-                model.eval()
+            set_eval(model)
             for parameter, _ in flags:
                 parameter.requires_grad_(False)
             yield
         finally:
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
+
+
+def set_eval(model: nn.Module) -> None:
+    """Put the model in eval mode, if it has modes: an exported program has none."""
+    with contextlib.suppress(NotImplementedError):
+        model.eval()
 
 
 @contextlib.contextmanager

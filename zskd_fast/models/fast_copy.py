@@ -11,7 +11,7 @@ from torch import nn
 from zskd_fast.config.input_spec import InputSpec
 from zskd_fast.config.recipe import ImpressionRecipe
 from zskd_fast.errors import InputError
-from zskd_fast.models.classifier import Classifier, frozen
+from zskd_fast.models.classifier import Classifier, frozen, set_eval
 from zskd_fast.models.probe import reason, relative_error
 from zskd_fast.runtime.precision import full_float32
 
@@ -77,9 +77,7 @@ def fast_copy(teacher: Classifier, recipe: ImpressionRecipe) -> Classifier:
 
 def _transformed(model: nn.Module, *, fold: bool, channels_last: bool) -> nn.Module:
     model = copy.deepcopy(model).requires_grad_(False)
-    # An exported program has no modes: its eval() raises NotImplementedError.
-    with contextlib.suppress(NotImplementedError):
-        model.eval()
+    set_eval(model)
     if fold:
         from torch.fx.experimental.optimization import fuse  # importing it warns of deprecated parts of torch
 
