@@ -115,7 +115,7 @@ class TwoNorms(BatchNormTeacher):
 
 
 def test_a_teacher_that_cannot_be_traced_is_refused_for_folding_only():
-    with pytest.raises(InputError, match=r"cannot be copied for fold_batch_norm: .*control flow"):
+    with pytest.raises(InputError, match=r"cannot be copied for fold_batch_norm and channels_last: .*control flow"):
         _made(_teacher(Branching), fold_batch_norm=True)
     _made(_teacher(Branching), channels_last="on")
 
