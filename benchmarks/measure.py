@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 
 from benchmarks import machine
@@ -18,6 +19,9 @@ from benchmarks.traffic import bytes_moved
 # A round takes at least this many seconds, so that the clock and the loop around the call do not count.
 _SHORTEST_ROUND = 1e-3
 _MOST_ROUNDS = 50
+# Written on a GPU between two calls: the next call finds nothing of its data in the L2 cache (50 MB on an H100), and is
+# queued while the device still writes, so that its launch costs nothing.
+_FLUSHED_BYTES = 512 << 20
 
 
 Key = tuple[str | int, ...]
@@ -101,12 +105,27 @@ class Bench:
         measurement = self._session.measurements.setdefault(key, Measurement(items, least_bytes))
         if count_traffic and least_bytes and measurement.traffic is None:
             measurement.traffic = bytes_moved(call) / least_bytes
-        call = self._synchronized(call)
-        rounds, iterations = (1, 1) if once else self._warm_up(call, check, measurement.seconds)
-        self._benchmark.pedantic(call, rounds=rounds, iterations=iterations)
+        waiting = self._waiting(call)
+        rounds, iterations = (1, 1) if once else self._warm_up(waiting, check, measurement.seconds)
+        if self._on_gpu and not once:
+            self._benchmark.pedantic(waiting, rounds=1, iterations=1)
+            flushed = torch.empty(_FLUSHED_BYTES, dtype=torch.uint8, device=self.device)
+            measurement.seconds += device_seconds(call, rounds, flushed)
+            return measurement
+        self._benchmark.pedantic(waiting, rounds=rounds, iterations=iterations)
         if self._benchmark.stats is not None:  # with --benchmark-disable there are no timings
             measurement.seconds += self._benchmark.stats.stats.data
         return measurement
+
+    def require_cpu(self) -> None:
+        """Skip a benchmark whose processes compute on a CPU, when another device is measured."""
+        if torch.device(self.device).type != "cpu":
+            pytest.skip(f"its processes compute on a CPU, not on {self.device}")
+
+    def wait(self) -> None:
+        """Wait until the device has done all work, so that a clock may be read."""
+        if self._on_gpu:
+            torch.cuda.synchronize(self.device)
 
     def note(self, seconds: float, *, op: str, provider: str, shape: str, items: int, setting: str = "") -> None:
         """Add a time that was taken inside a longer run."""
@@ -117,16 +136,17 @@ class Bench:
         device = machine.device_name(self.device)
         return op, setting, provider, shape, dtype, torch.get_num_threads(), device, torch.__version__
 
-    def _synchronized(self, call: Callable[..., object]) -> Callable[..., object]:
-        if torch.device(self.device).type != "cuda":
-            return call
+    @property
+    def _on_gpu(self) -> bool:
+        return torch.device(self.device).type == "cuda"
 
-        def synchronized() -> object:
+    def _waiting(self, call: Callable[..., object]) -> Callable[..., object]:
+        def waiting() -> object:
             result = call()
-            torch.cuda.synchronize(self.device)
+            self.wait()
             return result
 
-        return synchronized
+        return waiting if self._on_gpu else call
 
     def _warm_up(
         self, call: Callable[[], Any], check: Callable[[Any], None] | None, earlier: list[float]
@@ -146,6 +166,22 @@ class Bench:
         iterations = max(1, round(_SHORTEST_ROUND / seconds))
         rounds = int(self._session.seconds_per_turn / (seconds * iterations))
         return min(max(rounds, 1), _MOST_ROUNDS), iterations
+
+
+def device_seconds(call: Callable[..., object], rounds: int, flushed: torch.Tensor) -> list[float]:
+    """Return the seconds that a GPU takes for each of some calls, by its own clock, with a cold L2 cache.
+
+    ``flushed`` is memory on that GPU, larger than the cache. The host waits once, at the end: the time of launches is
+    in no figure as long as a call has fewer of them than fit into the writing of that memory.
+    """
+    events = [tuple(torch.cuda.Event(enable_timing=True) for _ in range(2)) for _ in range(rounds)]
+    for begin, end in events:
+        flushed.zero_()
+        begin.record()
+        call()
+        end.record()
+    torch.cuda.synchronize(flushed.device)
+    return [begin.elapsed_time(end) / 1000 for begin, end in events]
 
 
 def _timed(call: Callable[[], Any]) -> tuple[float, Any]:

@@ -25,6 +25,7 @@ TURNS = 1
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
 def test_growth(shape: tuple[str, int], threads: int, provider: str, bench: Bench, tmp_path: Path) -> None:
+    bench.require_cpu()
     axis, size = shape
     impressions, batch, classes = (_FIXED | {axis: size}).values()
     sizes = {"impressions": impressions, "batch_size": batch, "shard_size": max(_SHARD, batch), "steps": _STEPS}

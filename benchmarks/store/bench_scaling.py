@@ -36,6 +36,7 @@ def _check_same_store(folder: Path, impressions: int) -> None:
 
 
 def test_scaling(shape: int, threads: int, provider: str, bench: Bench, tmp_path: Path) -> None:
+    bench.require_cpu()
     size, with_store = _PROVIDERS[provider]
     sizes = {"impressions": shape, "shard_size": shape // _SHARDS, "steps": _STEPS}
     changes: dict[str, object] = {f"synthesis.{name}": value for name, value in sizes.items()}

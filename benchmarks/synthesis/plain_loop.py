@@ -25,13 +25,16 @@ def make_impressions(
     betas: tuple[float, ...] = (1.0, 0.1),
     floor: float = 1e-4,
 ) -> tuple[Tensor, Tensor]:
-    """Return impressions [count, *shape] and targets [count, K]; similarity is [K, K], count a multiple of 100."""
+    """Return impressions [count, *shape] and targets [count, K]; similarity is [K, K], count a multiple of 100.
+
+    All work is done on the device of the similarity, which is the teacher's.
+    """
     images, targets = [], []
     for batch in range(count // BATCH):
-        classes = torch.arange(batch * BATCH, (batch + 1) * BATCH) % len(similarity)
+        classes = torch.arange(batch * BATCH, (batch + 1) * BATCH, device=similarity.device) % len(similarity)
         concentration = betas[batch % len(betas)] * (similarity[classes] + floor)
         targets.append(torch.distributions.Dirichlet(concentration).sample())
-        start = torch.randn(BATCH, *shape)
+        start = torch.randn(BATCH, *shape, device=similarity.device)
         images.append(optimize(teacher, start, targets[-1], steps, learning_rate, temperature))
     return torch.cat(images), torch.cat(targets)
 
