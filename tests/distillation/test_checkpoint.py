@@ -176,6 +176,15 @@ def test_a_checkpoint_of_another_run_is_refused_with_one_line_per_difference(pat
     assert path.read_bytes() == before
 
 
+def test_a_checkpoint_of_another_device_is_refused(monkeypatch, path):
+    """A GPU of another model, other libraries and the CPU round differently."""
+    distilled(fit={"checkpoint": path})
+    facts = {"device": "another GPU", "tf32_cudnn": "on"}
+    monkeypatch.setattr(distiller_module, "cuda_facts", lambda device: facts)
+    with pytest.raises(InputError, match=r"belongs to another run; choose another file:\n  gpu.*another GPU"):
+        distilled(fit={"checkpoint": path})
+
+
 def test_a_checkpoint_of_another_number_of_processes_is_refused(path, monkeypatch):
     distilled(fit={"checkpoint": path})
 

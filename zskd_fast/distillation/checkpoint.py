@@ -63,6 +63,8 @@ class TrainingIdentity:
     student: StudentIdentity
     impressions: dict[str, str]
     """SHA-256 of x and, where the recipe uses them, of the stored logits."""
+    gpu: dict[str, str]
+    """What decides the rounding on a GPU, its model and libraries; empty on a CPU."""
     processes: int
     """Sums over other shares of a batch round differently, so the number of processes changes the student."""
 

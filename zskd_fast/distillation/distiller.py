@@ -32,6 +32,7 @@ from zskd_fast.models.classifier import (
     tensor_sha256,
 )
 from zskd_fast.models.fast_copy import in_fast_layout
+from zskd_fast.runtime.environment import cuda_facts
 from zskd_fast.runtime.precision import repeatable
 from zskd_fast.runtime.processes import World, joined
 from zskd_fast.runtime.progress import progress_bar
@@ -282,7 +283,8 @@ class Distiller:
         data = {"x": _sha256(x)}
         if teacher_logits is not None:
             data["teacher_logits"] = _sha256(teacher_logits)
-        identity = TrainingIdentity(student=self.identity, impressions=data, processes=world.size)
+        gpu = cuda_facts(self.device)
+        identity = TrainingIdentity(student=self.identity, impressions=data, gpu=gpu, processes=world.size)
         return Checkpoint(Path(path), identity)
 
     @contextlib.contextmanager
