@@ -9,6 +9,7 @@ from zskd_fast import ops
 from zskd_fast.config.input_spec import InputSpec
 from zskd_fast.config.recipe import AugmentationRecipe
 from zskd_fast.errors import InputError
+from zskd_fast.reference.dead_leaves import pixel_centers
 from zskd_fast.runtime import seeds
 
 
@@ -53,16 +54,11 @@ def _move(
 
 def _grid(matrices: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Return where each output pixel is sampled, [N, H, W, 2]; faster than affine_grid, which multiplies matrices."""
-    rows = _pixel_centers(height, matrices.device).reshape(height, 1)
-    columns = _pixel_centers(width, matrices.device)
+    rows = pixel_centers(height, matrices).reshape(height, 1)
+    columns = pixel_centers(width, matrices)
     by_column, by_row, shift = (part.reshape(-1, 2, 1, 1) for part in matrices.unbind(2))
     places = torch.addcmul(torch.addcmul(shift, by_row, rows), by_column, columns)
     return places.permute(0, 2, 3, 1)
-
-
-def _pixel_centers(count: int, device: torch.device) -> torch.Tensor:
-    """Return the centers of ``count`` pixels between -1 and 1: float32 [count]."""
-    return (2 * torch.arange(count, dtype=torch.float32, device=device) + 1) / count - 1
 
 
 def _affine_matrices(positions: torch.Tensor, recipe: AugmentationRecipe, seed: int, aspect: float) -> torch.Tensor:

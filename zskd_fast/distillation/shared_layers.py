@@ -98,27 +98,27 @@ class SharedLayers:
             first = self._project(undo, seed) if self._is_projected else self._copy(undo)
             if not self._has_maps:
                 for module, keep in ((self._teacher[0], self._keep_wanted), (first, self._keep_got)):
-                    undo.callback(module.register_forward_pre_hook(keep).remove)
+                    hook = module.register_forward_pre_hook(lambda _, inputs, keep=keep: keep(inputs[0]))
+                    undo.callback(hook.remove)
             yield
 
-    @contextlib.contextmanager
-    def watching_teacher(self) -> Iterator[None]:
+    def watching_teacher(self) -> contextlib.AbstractContextManager[None]:
         """Keep the features of the teacher's forward pass inside."""
-        with self._tap if self._has_maps else contextlib.nullcontext():
-            yield
-        if self._has_maps:
-            self._wanted = self._tap.take()
+        return self._watching(self._keep_wanted)
+
+    def watching_student(self) -> contextlib.AbstractContextManager[None]:
+        """Keep the features of the student's forward pass inside."""
+        return self._watching(self._keep_got)
 
     @contextlib.contextmanager
-    def watching_student(self) -> Iterator[None]:
-        """Keep the features of the student's forward pass inside."""
-        with self._tap if self._has_maps else contextlib.nullcontext():
+    def _watching(self, keep: Callable[[torch.Tensor], None]) -> Iterator[None]:
+        """Keep the map of the forward pass inside; vectors are kept by the hooks of `taken_over`."""
+        if not self._has_maps:
             yield
-        if self._has_maps:
-            got = self._tap.take()
-            if self._projection is not None:
-                got = F.conv2d(got, self._projection.weight[:, :, None, None], self._projection.bias)
-            self._got = got
+            return
+        with self._tap:
+            yield
+        keep(self._tap.take())
 
     def loss(self, share: float, world: World) -> torch.Tensor:
         """Return the mean squared distance of the kept features, relative to the mean square of the teacher's.
@@ -138,11 +138,13 @@ class SharedLayers:
         how = f"projected to its {wanted}" if self._is_projected else "matched"
         return f"{layers} of the teacher; the student's {features} before it are {how}"
 
-    def _keep_wanted(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        self._wanted = inputs[0].detach()
+    def _keep_wanted(self, features: torch.Tensor) -> None:
+        self._wanted = features.detach()
 
-    def _keep_got(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        self._got = inputs[0]
+    def _keep_got(self, features: torch.Tensor) -> None:
+        if self._has_maps and self._projection is not None:  # a vector is kept behind its projection
+            features = F.conv2d(features, self._projection.weight[:, :, None, None], self._projection.bias)
+        self._got = features
 
     def _copy(self, undo: contextlib.ExitStack) -> nn.Module:
         modules = [self._student.get_submodule(name) for name in self._names]

@@ -18,6 +18,7 @@ from zskd_fast.config.teacher_recipe import TeacherRecipe
 from zskd_fast.errors import InputError
 from zskd_fast.models.classifier import Classifier
 from zskd_fast.models.cpu_overrides import cpu_overrides
+from zskd_fast.models.fast_copy import in_fast_layout
 from zskd_fast.real_data.evaluation import accuracy
 from zskd_fast.real_data.image_sets import LabelledImages, to_input
 from zskd_fast.runtime.progress import progress_bar
@@ -59,11 +60,9 @@ def train_teacher(
     classifier = _checked_classifier(model, examples)
     validate = partial(accuracy, classifier, *held_out) if recipe.held_out else None
     trained = TrainedTeacher(model)
-    # Over color images a CPU is 1.3 times as fast in this layout, over gray ones it is not.
-    if examples[0].shape[1] > 1:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    _fit(trained, examples, validate, recipe, generator, progress)
-    model.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    with in_fast_layout(classifier):
+        _fit(trained, examples, validate, recipe, generator, progress)
+    model.eval()
     trained.seconds = time.perf_counter() - started
     return trained
 
