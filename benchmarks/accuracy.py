@@ -27,16 +27,16 @@ _MEASURES = {"agreement_impressions": "impressions", "agreement_noise": "start n
 
 
 def summary_table(outcomes: list[Outcome]) -> str:
-    """Return a row per data set: the mean accuracy of the teacher, of each measured method, and the paper's."""
+    """Return a row per setup: the mean accuracy of the teacher, of each measured method, and the paper's."""
     methods = [method for method in METHODS if any(each.method == method for each in outcomes)]
-    heads = ["data", "teacher", *(METHODS[method] for method in methods), PAPER]
+    heads = ["data and models", "teacher", *(METHODS[method] for method in methods), PAPER]
     lines = []
     for setup, rows in _by_setup(outcomes).items():
         students = rows.groupby("method")["accuracy"].agg(["mean", "std"])
         cells = [_mean_and_std(*each) for each in students.reindex(methods).itertuples(index=False)]
         paper = SETUPS[setup].published.get(PAPER)
         published = f"{paper.accuracy:.2f}" if paper else ""
-        lines.append([SETUPS[setup].data_set, f"{100 * rows['teacher_accuracy'].iloc[0]:.2f}", *cells, published])
+        lines.append([SETUPS[setup].title, f"{100 * rows['teacher_accuracy'].iloc[0]:.2f}", *cells, published])
     return markdown(heads, lines)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from image_files import idx_bytes
 from outcomes import outcome as _outcome
@@ -133,12 +134,27 @@ def test_a_setup_without_images_of_its_own_asks_for_a_folder(tmp_path: Path) -> 
         repeat(_order(tmp_path, None, setup="fast-cifar10"), _CPU)
 
 
+def test_a_setup_without_a_teacher_of_its_own_asks_for_its_weights(tmp_path: Path) -> None:
+    message = r"needs the weights of its teacher AlexNet, .*--model zskd_fast.models:AlexNet .*--weights"
+    with pytest.raises(InputError, match=message):
+        repeat(_order(tmp_path, None, setup="fast-cifar10-alexnet"), _CPU)
+
+
+def test_weights_of_the_user_take_the_place_of_the_shipped_ones(tmp_path: Path, data: Path) -> None:
+    weights = tmp_path / "mine.safetensors"
+    shipped = safetensors.torch.load_file(str(SETUPS["fast-mnist"].teacher.weights))
+    safetensors.torch.save_file({name: torch.zeros_like(value) for name, value in shipped.items()}, str(weights))
+    with pytest.raises(InputError, match="classifier weights of class 0 are all zero"):
+        repeat(_order(tmp_path, data, methods=("zskd",), weights=weights), _CPU)
+
+
 def test_the_setups_change_the_sizes_of_their_recipe_only() -> None:
     changes = {name: change_text(setup.changes) for name, setup in SETUPS.items()}
     assert changes == {
         "fast-mnist": "",
         "fast-fashion": "",
         "fast-cifar10": "distillation.steps=5000 synthesis.impressions=2000",
+        "fast-cifar10-alexnet": "distillation.steps=5000 synthesis.impressions=2000",
         "paper-mnist": "",
         "paper-fashion": "synthesis.impressions=48000",
     }
@@ -226,9 +242,10 @@ def test_another_kind_of_file_is_refused_and_kept(tmp_path: Path) -> None:
 
 def test_the_table_has_mean_and_deviation_over_seeds_beside_the_published_figures() -> None:
     table = accuracy_table([_outcome(seed=seed, student_accuracy=0.98 + seed / 1000) for seed in range(3)])
-    assert "| MNIST | fast: data impressions | 98.10 ± 0.10 | 90.00 ± 0.00 | 1,000 | 60,000 | 30 | 3 |" in table
-    assert "| MNIST | paper: ZSKD | 98.77 |  | 24,000 | 36.0 million |  |  |" in table
-    assert "MNIST: the paper's 36.0 million image-steps are 600 times those of fast and would take" in table
+    pair = "MNIST, LeNet5 to LeNet5Half"
+    assert f"| {pair} | fast: data impressions | 98.10 ± 0.10 | 90.00 ± 0.00 | 1,000 | 60,000 | 30 | 3 |" in table
+    assert f"| {pair} | paper: ZSKD | 98.77 |  | 24,000 | 36.0 million |  |  |" in table
+    assert f"- {pair}: the paper's 36.0 million image-steps are 600 times those of fast and would take" in table
     assert "Fashion" not in table
     many = accuracy_table([_outcome(image_steps=36_000_000)])
     assert "| 98.00 | 90.00 | 1,000 | 36.0 million | 30 | 1 |" in many

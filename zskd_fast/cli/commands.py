@@ -185,6 +185,7 @@ def _(command: Repro) -> int:
         methods=command.methods,
         seeds=range(first, first + command.seeds),
         data=command.data,
+        weights=command.weights,
         out=command.out / command.name,
         results=results,
     )

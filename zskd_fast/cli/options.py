@@ -203,8 +203,11 @@ class TrainTeacher:
 class Repro:
     """Measure the claimed accuracies again, over several seeds and beside other methods."""
 
-    name: tyro.conf.Positional[Literal["fast-mnist", "fast-fashion", "fast-cifar10", "paper-mnist", "paper-fashion"]]
-    """Recipe (fast: the recommended one; paper: the paper's) and data set; the teacher is a shipped one."""
+    name: tyro.conf.Positional[
+        Literal["fast-mnist", "fast-fashion", "fast-cifar10", "fast-cifar10-alexnet", "paper-mnist", "paper-fashion"]
+    ]
+    """Recipe (fast: the recommended one; paper: the paper's) and data set, of which CIFAR-10 has two teachers: a
+    ResNet-20, and the paper's AlexNet, whose weights are not shipped."""
     methods: tuple[Literal["zskd", "class-impressions", "start-noise", "real-kd", "real-ce"], ...] = (
         "zskd",
         "class-impressions",
@@ -215,6 +218,8 @@ class Repro:
     """Number of students per method; their seeds count up from --seed."""
     data: Path | None = None
     """Folder of the real images; by default the shipped test split of MNIST or Debian's dataset-fashion-mnist."""
+    weights: Path | None = None
+    """File of the teacher's weights; by default the shipped ones."""
     out: Path = Path("zskd-repro")
     """Folder of the runs; a finished run in it is not repeated."""
     results: Path | None = None

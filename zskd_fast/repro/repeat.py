@@ -10,7 +10,7 @@ import torch
 
 from zskd_fast.config.recipe_files import changed, load_recipe
 from zskd_fast.errors import InputError
-from zskd_fast.models.user_models import load_classifier
+from zskd_fast.models.user_models import ModelSource, load_classifier
 from zskd_fast.real_data.evaluation import accuracy, load_test_set
 from zskd_fast.real_data.image_sets import LabelledImages, load_folder
 from zskd_fast.repro.methods import REAL, Task, run_method
@@ -33,6 +33,8 @@ class Order:
     """The results table."""
     data: Path | None = None
     """Folder of the real data; None takes the setup's own test split and no training split."""
+    weights: Path | None = None
+    """The teacher's weights, in place of the setup's own."""
     changes: Mapping[str, object] = field(default_factory=dict)
     """Options that differ from the setup's recipe, by dotted name."""
     probe_changes: Mapping[str, object] | None = None
@@ -46,9 +48,9 @@ def repeat(order: Order, device: torch.device) -> list[Outcome]:
     """
     setup = SETUPS[order.setup]
     recipe, changes = load_recipe(setup.recipe), {**setup.changes, **order.changes}
-    training = _training_split(order)
+    source, training = _teacher(order), _training_split(order)
     test = load_test_set(_data(order), setup.input_spec)
-    teacher = load_classifier(setup.teacher, setup.input_spec, role="teacher", device=device)
+    teacher = load_classifier(source, setup.input_spec, role="teacher", device=device)
     probe = order.probe_changes
     task = Task(
         name=order.setup,
@@ -73,6 +75,17 @@ def _data(order: Order) -> Path:
     if folder is None:
         raise InputError(f"{order.setup} needs the test images of {setup.data_set}; give their folder as --data")
     return folder
+
+
+def _teacher(order: Order) -> ModelSource:
+    teacher = SETUPS[order.setup].teacher
+    weights = order.weights or teacher.weights
+    if weights is None:
+        raise InputError(
+            f"{order.setup} needs the weights of its teacher {teacher.name}, which are not shipped; train it with "
+            f"train-teacher --model {teacher.model} and give the file as --weights"
+        )
+    return replace(teacher, weights=weights)
 
 
 def _training_split(order: Order) -> LabelledImages | None:

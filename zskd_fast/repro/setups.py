@@ -36,12 +36,18 @@ class Setup:
     changes: Mapping[str, object] = field(default_factory=dict)
     """Options of the recipe that differ for this data set."""
     teacher: ModelSource
+    """Without weights the user has to give them."""
     student: ModelSource = _STUDENT
     input_spec: InputSpec = _INPUT
     test_data: Path | None = None
     """Folder of the test split that is used unless the user gives another one; None: the user has to give one."""
     published: Mapping[str, Published] = field(default_factory=dict)
     """By source and method."""
+
+    @property
+    def title(self) -> str:
+        """Data set and models, for tables."""
+        return f"{self.data_set}, {self.teacher.name} to {self.student.name}"
 
 
 _MNIST = Setup(
@@ -69,7 +75,7 @@ _FASHION = Setup(
         PAPER: Published(79.62, 48_000, 72_000_000),
     },
 )
-_CIFAR = Setup(
+_RESNET = Setup(
     data_set="CIFAR-10 (JPEG copy)",
     recipe="fast",
     changes={"synthesis.impressions": 2000, "distillation.steps": 5000},
@@ -77,11 +83,23 @@ _CIFAR = Setup(
     student=ModelSource(model="zskd_fast.models:ResNet8"),
     input_spec=InputSpec((3, 32, 32)),
 )
+_ALEXNET = replace(
+    _RESNET,
+    teacher=ModelSource(model="zskd_fast.models:AlexNet"),
+    student=ModelSource(model="zskd_fast.models:AlexNetHalf"),
+    published={  # on the original images
+        "paper: teacher": Published(83.03),
+        "paper: student, real data, CE": Published(80.04),
+        "paper: student, real data, KD": Published(80.08),
+        PAPER: Published(69.56),
+    },
+)
 
 SETUPS = {
     "fast-mnist": _MNIST,
     "fast-fashion": _FASHION,
-    "fast-cifar10": _CIFAR,
+    "fast-cifar10": _RESNET,
+    "fast-cifar10-alexnet": _ALEXNET,
     "paper-mnist": replace(_MNIST, recipe="paper"),
     "paper-fashion": replace(_FASHION, recipe="paper", changes={"synthesis.impressions": 48_000}),
 }

@@ -20,16 +20,17 @@ def accuracy_table(outcomes: Iterable[Outcome], *, published: bool = True) -> st
     """
     lines, costs = [], []
     groups = _groups(outcomes)
-    for data_set in sorted({SETUPS[group[0].setup].data_set for group in groups}):
+    for title in sorted({SETUPS[group[0].setup].title for group in groups}):
         figures: dict[str, Published] = {}
         for group in groups:
             setup = SETUPS[group[0].setup]
-            if setup.data_set == data_set:
-                lines.append(_cells(data_set, group))
+            if setup.title == title:
+                lines.append(_cells(title, group))
                 figures |= setup.published if published else {}
-                if published and PAPER in setup.published and group[0].method == "zskd" and group[0].image_steps:
-                    costs.append(_cost(data_set, setup.published[PAPER], group))
-        lines += [_published_cells(data_set, source, figure) for source, figure in figures.items()]
+                paper = figures.get(PAPER)
+                if paper and paper.image_steps and group[0].method == "zskd" and group[0].image_steps:
+                    costs.append(_cost(title, paper, group))
+        lines += [_published_cells(title, source, figure) for source, figure in figures.items()]
     return "\n".join([markdown(_HEADS, lines), *([""] if costs else []), *costs])
 
 
@@ -61,9 +62,9 @@ def _recipe(outcome: Outcome) -> str:
     return f"{outcome.recipe} with {outcome.change}" if outcome.change else outcome.recipe
 
 
-def _cells(data_set: str, group: list[Outcome]) -> list[str]:
+def _cells(title: str, group: list[Outcome]) -> list[str]:
     return [
-        data_set,
+        title,
         f"{_recipe(group[0])}: {METHODS[group[0].method]}",
         _mean_and_deviation([outcome.student_accuracy for outcome in group]),
         _mean_and_deviation([outcome.agreement_impressions for outcome in group]),
@@ -74,17 +75,17 @@ def _cells(data_set: str, group: list[Outcome]) -> list[str]:
     ]
 
 
-def _published_cells(data_set: str, source: str, figure: Published) -> list[str]:
+def _published_cells(title: str, source: str, figure: Published) -> list[str]:
     counts = [_count(figure.impressions), _count(figure.image_steps)]
-    return [data_set, source, f"{figure.accuracy:.2f}", "", *counts, "", ""]
+    return [title, source, f"{figure.accuracy:.2f}", "", *counts, "", ""]
 
 
-def _cost(data_set: str, paper: Published, group: list[Outcome]) -> str:
+def _cost(title: str, paper: Published, group: list[Outcome]) -> str:
     assert paper.image_steps and group[0].image_steps
     times = paper.image_steps / group[0].image_steps
     seconds = statistics.fmean(outcome.synthesis_seconds for outcome in group)
     return (
-        f"- {data_set}: the paper's {_count(paper.image_steps)} image-steps are {times:,.3g} times those of "
+        f"- {title}: the paper's {_count(paper.image_steps)} image-steps are {times:,.3g} times those of "
         f"{_recipe(group[0])} and would take {times * seconds:,.0f} s of synthesis at its rate, not {seconds:,.0f} s."
     )
 
