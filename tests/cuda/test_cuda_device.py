@@ -1,5 +1,6 @@
 """The ops on a CUDA device: accuracy, repeatability, streams and CUDA graphs. Run by `make gpu-check`."""
 
+import dataclasses
 import os
 import warnings
 
@@ -7,9 +8,12 @@ import pytest
 import torch
 from row_losses import CLASSES, DTYPES, TEMPERATURES, assert_close, logits_of, targets_of, value_and_grad
 from small_models import IMAGE, image_classifier, synthesis_recipe
+from torch import nn
 
 import zskd_fast
 from zskd_fast import ops, reference
+from zskd_fast.config.recipe_files import load_recipe
+from zskd_fast.distillation.distiller import Distiller
 from zskd_fast.runtime import cuda_graph
 from zskd_fast.runtime.timing import PhaseTimer
 from zskd_fast.synthesis.synthesizer import Synthesizer
@@ -217,6 +221,33 @@ def test_impressions_of_captured_and_eager_steps_match(monkeypatch):
     assert torch.equal(replayed.target.cpu(), cpu.target)
 
 
+def distill_on(device, monkeypatch, *, graph: bool):
+    monkeypatch.setattr(cuda_graph, "WORTH_CAPTURING", 1 if graph else 10**9)
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        student = nn.Sequential(
+            *(nn.Conv2d(1, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(180, 4))
+        )
+    recipe = dataclasses.replace(load_recipe("fast").distillation, steps=40, batch_size=16)
+    teacher = image_classifier().to(device)
+    distiller = Distiller(teacher, student.to(device), IMAGE, recipe, seed=1)
+    x = torch.rand(50, *IMAGE.shape, generator=torch.Generator().manual_seed(3))
+    return torch.tensor(distiller.fit(x, progress=False).loss), student
+
+
+def test_students_of_captured_and_eager_steps_match(monkeypatch):
+    """With dropout, whose draws a graph takes from the same generator, and batch normalization."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a step that could not be captured warns
+        losses, student = distill_on(DEVICE, monkeypatch, graph=True)
+        again, _ = distill_on(DEVICE, monkeypatch, graph=True)
+    assert torch.equal(losses, again)
+    eager_losses, eager = distill_on(DEVICE, monkeypatch, graph=False)
+    assert_close(losses, eager_losses, 1e-3, "losses")
+    for name, value in student.state_dict().items():
+        assert_close(value.double(), eager.state_dict()[name].double(), 1e-2, name)
+
+
 def test_step_that_waits_for_the_device_runs_without_a_graph():
     x = torch.zeros(3, device=DEVICE)
 
@@ -224,7 +255,7 @@ def test_step_that_waits_for_the_device_runs_without_a_graph():
         x.add_(float(number))
 
     with pytest.warns(UserWarning, match="run without a CUDA graph"):
-        same = cuda_graph.Graphs().captured(step, [x], PhaseTimer())
+        same = cuda_graph.Graphs().captured(step, torch.ones(2, device=DEVICE).unbind(), [x], PhaseTimer())
     assert same is step and torch.equal(x.cpu(), torch.zeros(3))
     same(2, 0.0)
     assert torch.equal(x.cpu(), torch.full((3,), 2.0))

@@ -94,6 +94,11 @@ def state():
     return torch.tensor([1.0, 2.0], dtype=torch.float64)
 
 
+def values():
+    """The memory of a number and a rate."""
+    return torch.ones(2, dtype=torch.float64).unbind()
+
+
 def decay(recorder):
     """A step whose result depends on every number and rate that it was given, and on their order."""
 
@@ -114,7 +119,7 @@ def test_a_replay_uses_new_values_and_the_capture_restores_the_state(state, monk
     recorder, timer = Recorder(state), PhaseTimer()
     recorder.install(monkeypatch)
     begin, eager = state.clone(), state.clone()
-    step = cuda_graph.Graphs().captured(decay(recorder), [state], timer)
+    step = cuda_graph.Graphs().captured(decay(recorder), values(), [state], timer)
     assert torch.equal(state, begin)
     for number in (1, 2, 3):
         step(number, 0.5 / number)
@@ -139,7 +144,7 @@ def test_after_a_capture_that_fails_everything_is_as_before_and_no_other_is_trie
     recorder.install(monkeypatch)
     begin, step, graphs = state.clone(), decay(recorder), cuda_graph.Graphs()
     with pytest.warns(UserWarning) as warned:
-        assert graphs.captured(step, [state], PhaseTimer()) is step
+        assert graphs.captured(step, values(), [state], PhaseTimer()) is step
     assert [str(warning.message) for warning in warned] == [
         f"the steps run without a CUDA graph, which they do not allow: {reason}"
     ]
@@ -148,7 +153,7 @@ def test_after_a_capture_that_fails_everything_is_as_before_and_no_other_is_trie
     taken = recorder.steps
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert graphs.captured(step, [state], PhaseTimer()) is step
+        assert graphs.captured(step, values(), [state], PhaseTimer()) is step
     assert recorder.steps == taken
 
 
@@ -158,7 +163,7 @@ def test_a_graph_that_does_nothing_is_not_used(state, monkeypatch):
     recorder.graph_is_empty = True
     begin, step = state.clone(), decay(recorder)
     with pytest.warns(UserWarning, match="the graph is empty, its replay changes nothing$"):
-        assert cuda_graph.Graphs().captured(step, [state], PhaseTimer()) is step
+        assert cuda_graph.Graphs().captured(step, values(), [state], PhaseTimer()) is step
     assert torch.equal(state, begin)
 
 
@@ -167,9 +172,9 @@ def test_each_device_has_a_stream_of_its_own_and_later_steps_one_warm_up(state, 
     recorder.install(monkeypatch)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # the check for synchronization must not warn either
-        graphs.captured(decay(recorder), [state], PhaseTimer())
+        graphs.captured(decay(recorder), values(), [state], PhaseTimer())
         taken, made = recorder.steps, Stream.made
-        graphs.captured(decay(recorder), [state], PhaseTimer())
+        graphs.captured(decay(recorder), values(), [state], PhaseTimer())
     assert not recorder.default_stream_used
     assert (recorder.steps - taken, Stream.made - made) == (2, 0), "one warm-up and the capture, on the same stream"
     graphs._recorded(lambda: None, torch.device("cuda", 1))

@@ -492,7 +492,7 @@ def test_a_step_is_captured_once_per_shape_of_a_batch_and_makes_the_same_impress
     """10 impressions in batches of 4, 4 and 2; a stand-in for the capture returns the step itself."""
     captured = []
 
-    def capture(graphs, step, changed, timer):
+    def capture(graphs, step, arguments, changed, timer):
         captured.append(changed[0].shape)
         return step
 

@@ -17,13 +17,25 @@ _ALONE = World()
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """What a process's share of one step's batch is made of."""
+
+    positions: torch.Tensor
+    """[n] int64: places of its rows in the run, from which all their random numbers come."""
+    rows: torch.Tensor
+    """[m] int64: its impressions; m < n where the recipe adds fresh noise."""
+    stored: torch.Tensor
+    """[m, *shape] float32: these impressions."""
+
+
+@dataclass(frozen=True)
 class Batch:
     """A process's share of one step's batch."""
 
     x: torch.Tensor
     """[n, *shape] float32, augmented, in the raw range."""
     rows: torch.Tensor
-    """[m] int64: the impressions it was made from; m < n where the recipe adds fresh noise."""
+    """[m] int64: the impressions it was made from."""
 
 
 class Batches:
@@ -58,17 +70,25 @@ class Batches:
 
     def of(self, step: int) -> Batch:
         """Return this process's share of the batch of a step."""
+        drawn = self.drawn(step)
+        return Batch(self.augmented(drawn.positions, drawn.stored), drawn.rows)
+
+    def drawn(self, step: int) -> Drawn:
+        """Return what that share is made of."""
         positions = self._share + step * self._recipe.batch_size
         rows = self._order.rows(step * self._num_stored, (step + 1) * self._num_stored)[self._taken]
-        x = self._inputs(positions, rows)
-        x = augment(x, positions, self._recipe.augmentation, seed=self._seed, input_spec=self._spec)
-        return Batch(x, rows)
+        return Drawn(positions, rows, self._x[rows])
 
-    def _inputs(self, positions: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    def augmented(self, positions: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
+        """Return the inputs made of what was drawn, [n, *shape] float32: with fresh noise among them, augmented."""
+        x = self._with_fresh_noise(positions, stored)
+        return augment(x, positions, self._recipe.augmentation, seed=self._seed, input_spec=self._spec)
+
+    def _with_fresh_noise(self, positions: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
         if not len(self._fresh_rows):
-            return self._x[rows]
+            return stored
         x = torch.empty((len(positions), *self._spec.shape), dtype=torch.float32, device=self._device)
-        x[self._stored_rows] = self._x[rows]
+        x[self._stored_rows] = stored
         x[self._fresh_rows] = start_noise(
             positions[self._fresh_rows],
             self._recipe.fresh_noise,

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from zskd_fast import ops
 from zskd_fast.config.identity import StudentIdentity
 from zskd_fast.config.input_spec import InputSpec
 from zskd_fast.config.recipe import DistillationRecipe
@@ -22,6 +21,7 @@ from zskd_fast.distillation.dormant_units import reset_dormant_units
 from zskd_fast.distillation.history import DistillationHistory
 from zskd_fast.distillation.shared_layers import SharedLayers
 from zskd_fast.distillation.student_probe import probe_student, training
+from zskd_fast.distillation.training_step import Rows, TrainingStep
 from zskd_fast.errors import InputError
 from zskd_fast.models.classifier import (
     Classifier,
@@ -36,19 +36,17 @@ from zskd_fast.runtime.environment import cuda_facts
 from zskd_fast.runtime.precision import repeatable
 from zskd_fast.runtime.processes import World, joined
 from zskd_fast.runtime.progress import progress_bar
-from zskd_fast.runtime.seeds import check_seed, seed_torch
+from zskd_fast.runtime.seeds import check_seed
 from zskd_fast.runtime.signals import StopRequest, continuing_from, signals_deferred
 from zskd_fast.runtime.timing import PhaseTimer
 from zskd_fast.store.impressions import Impressions
 from zskd_fast.store.mapped_rows import MappedRows
 from zskd_fast.store.store import Store
-from zskd_fast.synthesis.batch_norm import batch_norms, on_batch_statistics
+from zskd_fast.synthesis.batch_norm import batch_norms
 from zskd_fast.synthesis.start_noise import check_noise
 
 # Steps between two checks of the losses; between checks the host never waits for the device.
 _CHECK_EVERY = 100
-
-Rows = torch.Tensor | MappedRows
 
 
 class Distiller:
@@ -195,6 +193,19 @@ class Distiller:
             teacher_logits = teacher_logits.to(self.device)
         student = _replicated(self._student, world, unused=not self._uses_every_parameter)
         batches = Batches(x, self.recipe, self.input_spec, seed=self.seed, device=self.device, world=world)
+        training_step = TrainingStep(
+            self._teacher,
+            student,
+            self.shared,
+            batches,
+            teacher_logits,
+            self.recipe,
+            seed=self.seed,
+            labels_on_batch=self._labels_on_batch,
+            timer=self.timer,
+            world=world,
+        )
+        training_step.capture(state.step)
         bar = progress_bar(
             "distillation",
             total=self.recipe.steps,
@@ -205,7 +216,8 @@ class Distiller:
         with self._stoppable(saver, world) as request, bar:
             is_stopped, told = False, torch.zeros((), device=self.device)
             while state.step < self.recipe.steps and not is_stopped:
-                self._step(state, student, batches, teacher_logits, world)
+                self._reset_dormant_units(batches, state.step, world)
+                self._update(state, training_step(state.step))
                 bar.update()
                 if self._is_due(state, _CHECK_EVERY):
                     _require_finite_losses(state)
@@ -232,15 +244,6 @@ class Distiller:
 
     def _layers_taken_over(self) -> contextlib.AbstractContextManager[None]:
         return self.shared.taken_over(self.seed) if self.shared else contextlib.nullcontext()
-
-    @contextlib.contextmanager
-    def _teacher_watched(self) -> Iterator[None]:
-        with contextlib.ExitStack() as held:
-            if self._labels_on_batch:
-                held.enter_context(on_batch_statistics(self._teacher.model))
-            if self.shared:
-                held.enter_context(self.shared.watching_teacher())
-            yield
 
     def _rows(self, impressions: Impressions | Store | torch.Tensor) -> tuple[Rows, Rows | None]:
         """Return x and, without ``relabel``, the stored logits, both in the order of the ids."""
@@ -308,50 +311,21 @@ class Distiller:
             request.make()
         return bool(told), world.sum(torch.full_like(told, float(bool(request))))
 
-    def _step(
-        self,
-        state: TrainingState,
-        student: Classifier,
-        batches: Batches,
-        teacher_logits: Rows | None,
-        world: World,
-    ) -> None:
-        with self.timer("augmentation"):
-            batch = batches.of(state.step)
-        self._reset_dormant_units(batch.x, state, world)
-        shared = self.shared
-        with self.timer("teacher forward"), torch.no_grad(), self._teacher_watched():
-            wanted = self._teacher.logits(batch.x) if teacher_logits is None else teacher_logits[batch.rows]
-        # A student with dropout draws from torch's generator, and a resumed run must draw alike.
-        seed_torch(self.device, f"{self.seed}:{state.step}" + (f":{world.rank}" if world.rank else ""))
-        with self.timer("student"), shared.watching_student() if shared else contextlib.nullcontext():
-            logits = student.logits(batch.x)
-        # Scaled so that the average over the processes is the gradient of the whole batch: shares may differ by a row.
-        share = len(batch.x) / self.recipe.batch_size
-        with self.timer("loss"):
-            loss = ops.distillation_loss(logits, wanted, self.recipe.temperature)
-            if shared:
-                loss = loss + self.recipe.feature_weight * shared.loss(share, world)
-        with self.timer("student"):
-            state.optimizer.zero_grad()
-            (loss * (share * world.size)).backward()
-        with self.timer("update"):
-            self._update(state, world.sum(loss.detach() * share))
-
-    def _reset_dormant_units(self, x: torch.Tensor, state: TrainingState, world: World) -> None:
+    def _reset_dormant_units(self, batches: Batches, step: int, world: World) -> None:
         recipe = self.recipe.dormant_units
-        is_late = state.step >= min(recipe.until_fraction * self.recipe.steps, recipe.until_step)
-        if recipe.every and state.step % recipe.every == 0 and not is_late:
+        is_late = step >= min(recipe.until_fraction * self.recipe.steps, recipe.until_step)
+        if recipe.every and step % recipe.every == 0 and not is_late:
             with self.timer("dormant units"):
-                reset_dormant_units(self._student, x, recipe, world)
+                reset_dormant_units(self._student, batches.of(step).x, recipe, world)
 
     def _update(self, state: TrainingState, loss: torch.Tensor) -> None:
-        state.losses[state.step] = loss
-        state.learning_rates.append(float(state.scheduler.get_last_lr()[0]))
-        state.optimizer.step()
-        state.step += 1
-        if state.step < self.recipe.steps:
-            state.scheduler.step()
+        with self.timer("update"):
+            state.losses[state.step] = loss
+            state.learning_rates.append(float(state.scheduler.get_last_lr()[0]))
+            state.optimizer.step()
+            state.step += 1
+            if state.step < self.recipe.steps:
+                state.scheduler.step()
 
     def _evaluate(self, evaluate: Callable[[nn.Module], float]) -> float:
         with self.timer("evaluation"), frozen(self._student.model), torch.no_grad():

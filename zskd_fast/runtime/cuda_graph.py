@@ -8,7 +8,7 @@ import torch
 
 from zskd_fast.runtime.timing import PhaseTimer
 
-Step = Callable[[int | torch.Tensor, float | torch.Tensor], None]
+Step = Callable[..., None]
 
 WORTH_CAPTURING = 20
 """Number of steps from which a capture pays; the capture itself costs some steps."""
@@ -29,21 +29,22 @@ class Graphs:
         # torch's own default is one stream for all devices: of a second device it would record nothing.
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
-    def captured(self, step: Step, changed: Sequence[torch.Tensor], timer: PhaseTimer) -> Step:
-        """Return the step as a CUDA graph: ``step(number, rate)`` replays it with new values of both.
+    def captured(
+        self, step: Step, arguments: Sequence[torch.Tensor], changed: Sequence[torch.Tensor], timer: PhaseTimer
+    ) -> Step:
+        """Return the step as a CUDA graph: called with new values, it puts them into ``arguments`` and replays.
 
-        ``changed`` are the tensors, all on one CUDA device, that the step changes in place; the capture restores them.
-        Nothing in the step may synchronize with the device, and the memory that it reads must not move. If a step
-        cannot be captured, for instance because the teacher synchronizes or branches on a result, warn once; this step
+        ``changed`` are the tensors that the step changes in place; the capture restores them. All are on one CUDA
+        device. Nothing in the step may synchronize with the device, and the memory that it reads must not move. If a
+        step cannot be captured, for instance because a model synchronizes or branches on a result, warn once; this step
         and all later ones are returned unchanged. ``timer`` counts the replays as the phase "captured step".
         """
         if self._is_refused:
             return step
-        before = [tensor.clone() for tensor in changed]
-        arguments = torch.ones(2, dtype=torch.float64, device=changed[0].device)
+        before, device = [tensor.clone() for tensor in changed], changed[0].device
         try:
-            with torch.cuda.device(arguments.device):
-                graph = self._recorded(lambda: step(*arguments), arguments.device)
+            with torch.cuda.device(device):
+                graph = self._recorded(lambda: step(*arguments), device)
                 if not self._is_proven:
                     _require_same_moves(lambda: step(*arguments), graph.replay, changed, before)
         except RuntimeError as error:
@@ -54,10 +55,10 @@ class Graphs:
             _copy(changed, before)
         self._is_proven = True
 
-        def replay(number: int | torch.Tensor, rate: float | torch.Tensor) -> None:
+        def replay(*values: float | torch.Tensor) -> None:
             with timer("captured step"):
-                arguments[0].fill_(number)
-                arguments[1].fill_(rate)
+                for argument, value in zip(arguments, values, strict=True):
+                    argument.copy_(value) if isinstance(value, torch.Tensor) else argument.fill_(value)
                 graph.replay()
 
         return replay

@@ -276,7 +276,8 @@ class Synthesizer:
             batch.begin(part)
             return batch
         batch = kept[part.x.shape] = self._new_batch(part.x, part.target.clone())
-        batch.step = self._graphs.captured(batch.step, batch.changed, self.timer)
+        number_and_rate = torch.ones(2, dtype=torch.float64, device=self.device).unbind()
+        batch.step = self._graphs.captured(batch.step, number_and_rate, batch.changed, self.timer)
         return batch
 
     def _new_batch(self, x: torch.Tensor, target: torch.Tensor) -> _Batch:
