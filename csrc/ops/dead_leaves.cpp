@@ -1,22 +1,26 @@
 #include "math/dead_leaves.h"
 
-#include "cpu/backend.h"
+#include <limits>
+
 #include "ops/allocate.h"
-#include "ops/check.h"
+#include "ops/dispatch.h"
 #include "ops/ops.h"
 
 namespace zskd::ops {
 namespace {
 
 constexpr const char* kOp = "dead_leaves";
+constexpr Backends<DeadLeavesParams> kBackends = ZSKD_BACKENDS(dead_leaves);
 
 void check_leaves(const at::Tensor& leaves, int64_t height, int64_t width) {
   check_dense(kOp, "leaves", leaves);
-  ZSKD_CHECK_TYPE(leaves.is_cpu() && leaves.scalar_type() == at::kFloat, kOp, ": leaves is ", leaves.scalar_type(),
-                  " on ", leaves.device(), ", wanted float32 on cpu");
+  check_backend(kOp, "leaves", leaves);
+  ZSKD_CHECK_TYPE(leaves.scalar_type() == at::kFloat, kOp, ": leaves is ", leaves.scalar_type(), ", wanted float32");
   ZSKD_CHECK(leaves.dim() == 3 && leaves.size(2) > math::kLeafNumbers && leaves.is_contiguous(), kOp,
              ": leaves has shape ", leaves.sizes(), " and strides ", leaves.strides(),
              ", wanted contiguous [N, L, 6 + C] with C >= 1");
+  ZSKD_CHECK(leaves.size(1) <= std::numeric_limits<int32_t>::max(), kOp, ": leaves has shape ", leaves.sizes(),
+             ", wanted fewer than 2^31 leaves an image");
   ZSKD_CHECK(height >= 1 && width >= 1, kOp, ": height and width are ", height, " and ", width, ", wanted 1 or more");
 }
 
@@ -35,7 +39,7 @@ at::Tensor dead_leaves(const at::Tensor& leaves, int64_t height, int64_t width) 
   p.channels = channels;
   p.height = height;
   p.width = width;
-  cpu::dead_leaves(p);
+  run(kBackends, p, out);
   return out;
 }
 

@@ -89,6 +89,16 @@ def test_philox_matches_the_bits_of_the_cpu(dtype, distribution, count):
     assert torch.equal(ops.philox(ids.to(DEVICE), count, **how).cpu(), ops.philox(ids, count, **how))
 
 
+@pytest.mark.parametrize("size", [(1, 1), (32, 32), (28, 30), (224, 224)], ids=str)
+@pytest.mark.parametrize("leaves", [1, 10, 300])
+def test_dead_leaves_match_the_bits_of_the_cpu(leaves, size):
+    for channels in (1, 3):
+        numbers = torch.randn(20, leaves, 6 + channels, generator=torch.Generator().manual_seed(leaves))
+        got = ops.dead_leaves(numbers.to(DEVICE), *size)
+        assert got.is_cuda and torch.equal(got.cpu(), ops.dead_leaves(numbers, *size))
+    assert ops.dead_leaves(numbers[:0].to(DEVICE), *size).shape == (0, 3, *size)
+
+
 @pytest.mark.parametrize("shape", [(5, 3, 8, 8), (3, 3, 5, 5), (64, 1, 28, 28)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_impression_update_matches_the_cpu(dtype, shape):
@@ -118,6 +128,7 @@ def every_op(seed=0):
         ops.distillation_loss(a, b, 4.0),
         ops.dirichlet(b + 0.1, ids, seed=seed),
         ops.philox(ids, 100, seed=seed, stream=1),
+        ops.dead_leaves(ops.philox(ids, 90, seed=seed, stream=2).reshape(257, 10, 9), 32, 32),
         x,
     ]
 
@@ -137,7 +148,7 @@ def test_no_op_waits_for_the_device():
         ops.soft_cross_entropy(a, b, 4.0)
         ops.distillation_loss(a, b, 4.0)
         ops.dirichlet(b + 0.1, ids, seed=1)
-        ops.philox(ids, 10, seed=1, stream=1)
+        ops.dead_leaves(ops.philox(ids, 90, seed=1, stream=1).reshape(64, 10, 9), 32, 32)
         ops.impression_update_(a, b, *moments, 1, lr=0.1, **UPDATE)
     finally:
         torch.cuda.set_sync_debug_mode("default")

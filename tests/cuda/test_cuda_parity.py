@@ -230,6 +230,57 @@ def test_philox_has_the_bits_of_the_cpu(dtype, distribution, count):
             assert same_bits(got, want)
 
 
+# --- dead_leaves: same bits as on the CPU ---
+
+# Leaves, channels, height and width: a single pixel, widths with and without whole vectors, more than one block an
+# image, and more leaves than shared memory holds at once.
+PICTURES = [
+    (1, 1, 1, 1),
+    (1, 3, 32, 32),
+    (10, 1, 32, 32),
+    (10, 3, 28, 30),
+    (7, 2, 5, 3),
+    (7, 4, 3, 517),
+    (0, 2, 4, 4),
+    (127, 1, 9, 8),
+    (128, 3, 9, 8),
+    (129, 3, 9, 7),
+    (300, 4, 17, 24),
+]
+
+
+def leaves_of(images: int, leaves: int, channels: int, size: float = 3.0) -> torch.Tensor:
+    """Random leaves; a large `size` makes them small, so that many pixels are covered by an early leaf or by none."""
+    numbers = torch.randn(images, leaves, 6 + channels, generator=torch.Generator().manual_seed(leaves))
+    numbers[..., 2:6] *= size
+    return numbers
+
+
+@pytest.mark.parametrize("picture", PICTURES, ids=str)
+def test_dead_leaves_have_the_bits_of_the_cpu(picture):
+    leaves, channels, height, width = picture
+    for size in (1.0, 3.0, 30.0):
+        numbers = leaves_of(3, leaves, channels, size)
+        want = ops.dead_leaves(numbers, height, width)
+        for order, most_blocks in orders(4):
+            for offset in (0, 1):
+                got = emulated.dead_leaves(numbers, height, width, offset=offset, order=order, most_blocks=most_blocks)
+                assert same_bits(got, want), f"size {size}, order {order}, {most_blocks} blocks, offset {offset}"
+
+
+def test_dead_leaves_of_a_large_image_and_of_none():
+    numbers = leaves_of(1, 10, 3)
+    assert same_bits(emulated.dead_leaves(numbers, 224, 224), ops.dead_leaves(numbers, 224, 224))
+    assert emulated.dead_leaves(numbers[:0], 4, 5).shape == (0, 3, 4, 5)
+
+
+def test_nan_covers_nothing():
+    numbers = leaves_of(2, 5, 2)
+    numbers[0, 3:] = torch.nan
+    numbers[1, 2, 2] = math.inf
+    assert same_bits(emulated.dead_leaves(numbers, 8, 8), ops.dead_leaves(numbers, 8, 8))
+
+
 # --- impression_update_ ---
 
 

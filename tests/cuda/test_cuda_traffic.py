@@ -55,6 +55,18 @@ def test_impression_update_uses_vectors_only_if_all_tensors_allow_it():
     assert update_traffic(shape=(4, 3, 7, 7), bounds=3).wide_loads == 0
 
 
+def test_dead_leaves_write_each_pixel_once():
+    moved = []
+    leaves = torch.zeros(ROWS, 10, 9)  # they cover every pixel
+    for width in (32, 30):
+        emulated.dead_leaves(leaves, 32, width, traffic=moved)
+    wide, narrow = moved
+    assert wide.store_bytes == 4 * ROWS * 3 * 32 * 32 and narrow.store_bytes == 4 * ROWS * 3 * 32 * 30
+    assert wide.wide_stores == wide.stores and narrow.wide_stores == 0
+    # A value for each element, and the shapes of the leaves for each block.
+    assert wide.load_bytes == 4 * ROWS * (3 * 32 * 32 + 2 * 10 * 6)
+
+
 def dirichlet_traffic(classes: int) -> emulated.Traffic:
     moved = []
     emulated.dirichlet(torch.ones(ROWS, classes), torch.arange(ROWS), seed=1, traffic=moved)

@@ -71,6 +71,14 @@ void impression_update(Dtype dtype, int64_t size, int64_t channels) {
   cuda::impression_update(p, nullptr);
 }
 
+void dead_leaves(int64_t leaves, int64_t channels, int64_t height, int64_t width) {
+  const int64_t images = 2;
+  Buffer numbers(images * leaves * (6 + channels), Dtype::f32), out(images * channels * height * width, Dtype::f32);
+  cuda::dead_leaves({static_cast<const float*>(numbers.data()), static_cast<float*>(out.data()), images, leaves,
+                     channels, height, width},
+                    nullptr);
+}
+
 void all_ops() {
   for (const Dtype dtype : kDtypes) {
     for (const int64_t classes : kClasses) {
@@ -83,6 +91,9 @@ void all_ops() {
       dirichlet(dtype, classes);
       impression_update(dtype, 3 * classes, classes % 3 == 0 ? 3 : 1);
     }
+  }
+  for (const int64_t leaves : {1, 10, 128, 300}) {
+    for (const int64_t width : {1, 5, 32, 130}) dead_leaves(leaves, leaves % 3 + 1, 5, width);
   }
   for (const Dtype dtype : {Dtype::f32, Dtype::f64}) {
     for (const int64_t count : {1, 4, 5, 1023, 1024}) {

@@ -141,6 +141,14 @@ class ImpressionUpdateParams(ctypes.Structure):
     ]
 
 
+class DeadLeavesParams(ctypes.Structure):
+    _fields_ = [
+        ("numbers", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("images", "leaves", "channels", "height", "width")),
+    ]
+
+
 class Traffic(ctypes.Structure):
     """Accesses to global memory. A wide access has 128 bits."""
 
@@ -155,6 +163,7 @@ PARAMS = {
     "dirichlet": DirichletParams,
     "philox": PhiloxParams,
     "impression_update": ImpressionUpdateParams,
+    "dead_leaves": DeadLeavesParams,
 }
 
 
@@ -353,6 +362,29 @@ def impression_update_(
         ),
         **how,
     )
+
+
+def dead_leaves(
+    leaves: Tensor, height: int, width: int, *, offset: int = 0, traffic: list[Traffic] | None = None, **how: int
+) -> Tensor:
+    images, count, numbers = leaves.shape
+    out = Output((images, numbers - 6, height, width), torch.float32, offset)
+    moved = call(
+        "dead_leaves",
+        DeadLeavesParams(
+            numbers=leaves.data_ptr(),
+            out=out.tensor.data_ptr(),
+            images=images,
+            leaves=count,
+            channels=numbers - 6,
+            height=height,
+            width=width,
+        ),
+        **how,
+    )
+    if traffic is not None:
+        traffic.append(moved)
+    return out.checked()
 
 
 def orders(count: int = 8) -> Iterator[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Dead-leaves images, painted in one pass on a CPU."""
+"""Dead-leaves images, painted in one pass."""
 
 from torch import Tensor
 
@@ -25,11 +25,12 @@ def dead_leaves(leaves: Tensor, height: int, width: int) -> Tensor:
 
     Raises:
         ValueError: Wrong shape, height or width.
-        TypeError: Wrong dtype.
+        TypeError: Wrong dtype; a CUDA tensor in a build without the CUDA backend.
 
-    The fast kernel runs for contiguous leaves on a CPU. Any other device, and any call that is compiled, traced or
-    transformed, uses `zskd_fast.reference`; pixels on the edge of a leaf may differ.
+    The fast kernels, for a CPU and a CUDA device, give the same bits; they run for contiguous leaves. Any other device,
+    and any call that is compiled, traced or transformed, uses `zskd_fast.reference`; pixels on the edge of a leaf may
+    differ.
     """
-    if leaves.is_cpu and leaves.is_contiguous() and is_eager(leaves):
+    if (leaves.is_cpu or leaves.is_cuda) and leaves.is_contiguous() and is_eager(leaves):
         return _C.dead_leaves(leaves, height, width)
     return reference.dead_leaves(leaves, height, width)
