@@ -11,7 +11,10 @@ from benchmarks.figures import figures_table
 from benchmarks.results import growth_exponent, of_op
 from zskd_fast.repro.table import markdown
 
-_OPS = ("soft_cross_entropy", "distillation_loss", "dirichlet", "impression_update_", "max_pool", "dead_leaves")
+_OPS = (
+    *("soft_cross_entropy", "distillation_loss", "dirichlet", "impression_update_", "total_variation_grad_"),
+    *("max_pool", "dead_leaves"),
+)
 _TRAFFIC = {"soft_cross_entropy": "65536x100", "distillation_loss": "65536x100", "impression_update_": "1000x1x32x32"}
 _GROWTH = {"impressions": "impressions", "batch": "batch size", "classes": "classes K"}
 _SPREAD = {"seconds, p20 to p80": "{0.p20_s:.3g} to {0.p80_s:.3g}"}

@@ -66,6 +66,15 @@ struct ImpressionUpdateParams {
   bool device_bounds = false;  // lo and hi are device pointers; if false, host pointers to one number each
 };
 
+struct TotalVariationGradParams {
+  void* grad;  // grad and x: [planes, height, row_length] dense, in the same memory order
+  const void* x;
+  Dtype dtype;
+  int64_t planes, height, row_length;
+  int64_t pixel_stride;  // from a pixel to its neighbor in the row: 1, or the number of channels if they are last
+  double weight;
+};
+
 // dead_leaves: the numbers of a leaf are those of math/dead_leaves.h, then a value per channel
 struct DeadLeavesParams {
   const float* numbers;  // [images, leaves, kLeafNumbers + channels] dense

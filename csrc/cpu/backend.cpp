@@ -92,6 +92,13 @@ void impression_update(const ImpressionUpdateParams& p) {
                    [&](int64_t begin, int64_t end) { ZSKD_ON_ISA(impression_update, p, begin, end); });
 }
 
+void total_variation_grad(const TotalVariationGradParams& p) {
+  at::parallel_for(0, p.planes * p.height, row_grain(p.row_length), [&](int64_t begin, int64_t end) {
+    std::vector<double> scratch(static_cast<size_t>(3 * (p.row_length + 2 * p.pixel_stride)));
+    ZSKD_ON_ISA(total_variation_grad, p, begin, end, scratch.data());
+  });
+}
+
 void dead_leaves(const DeadLeavesParams& p) {
   at::parallel_for(0, p.images, row_grain(p.leaves * p.height * p.width),
                    [&](int64_t begin, int64_t end) { ZSKD_ON_ISA(dead_leaves, p, begin, end); });

@@ -12,6 +12,7 @@ int64_t first_invalid_concentration(const DirichletParams& p);  // index of the 
 void dirichlet(const DirichletParams& p);
 void philox(const PhiloxParams& p);
 void impression_update(const ImpressionUpdateParams& p);
+void total_variation_grad(const TotalVariationGradParams& p);
 void dead_leaves(const DeadLeavesParams& p);
 void max_pool(const MaxPoolParams& p);
 

@@ -5,16 +5,17 @@
 
 #include "params.h"
 
-#define ZSKD_DECLARE_KERNELS(isa)                                                             \
-  namespace zskd::cpu::isa {                                                                  \
-  void soft_cross_entropy(const RowLossParams& p, int64_t begin, int64_t end, void* scratch); \
-  void distillation_loss(const RowLossParams& p, int64_t begin, int64_t end, void* scratch);  \
-  void dirichlet(const DirichletParams& p, int64_t begin, int64_t end, void* scratch);        \
-  int64_t first_invalid_concentration(const DirichletParams& p, int64_t begin, int64_t end);  \
-  void philox(const PhiloxParams& p, int64_t begin, int64_t end);                             \
-  void impression_update(const ImpressionUpdateParams& p, int64_t begin, int64_t end);        \
-  void dead_leaves(const DeadLeavesParams& p, int64_t begin, int64_t end);                    \
-  void max_pool(const MaxPoolParams& p, int64_t begin, int64_t end);                          \
+#define ZSKD_DECLARE_KERNELS(isa)                                                                          \
+  namespace zskd::cpu::isa {                                                                               \
+  void soft_cross_entropy(const RowLossParams& p, int64_t begin, int64_t end, void* scratch);              \
+  void distillation_loss(const RowLossParams& p, int64_t begin, int64_t end, void* scratch);               \
+  void dirichlet(const DirichletParams& p, int64_t begin, int64_t end, void* scratch);                     \
+  int64_t first_invalid_concentration(const DirichletParams& p, int64_t begin, int64_t end);               \
+  void philox(const PhiloxParams& p, int64_t begin, int64_t end);                                          \
+  void impression_update(const ImpressionUpdateParams& p, int64_t begin, int64_t end);                     \
+  void total_variation_grad(const TotalVariationGradParams& p, int64_t begin, int64_t end, void* scratch); \
+  void dead_leaves(const DeadLeavesParams& p, int64_t begin, int64_t end);                                 \
+  void max_pool(const MaxPoolParams& p, int64_t begin, int64_t end);                                       \
   }
 
 ZSKD_DECLARE_KERNELS(baseline)

@@ -16,6 +16,7 @@ void distillation_loss(const RowLossParams& p, Stream stream);
 void dirichlet(const DirichletParams& p, Stream stream);  // a row with an invalid concentration becomes NaN
 void philox(const PhiloxParams& p, Stream stream);
 void impression_update(const ImpressionUpdateParams& p, Stream stream);
+void total_variation_grad(const TotalVariationGradParams& p, Stream stream);
 void dead_leaves(const DeadLeavesParams& p, Stream stream);
 
 }  // namespace zskd::cuda

@@ -23,6 +23,7 @@ at::Tensor philox(const at::Tensor& ids, int64_t count, int64_t seed, int64_t st
 void impression_update_(at::Tensor x, const at::Tensor& grad, at::Tensor exp_avg, at::Tensor exp_avg_sq,
                         const at::Tensor& step, const at::Tensor& lr, double beta1, double beta2, double eps, double l1,
                         double l2, const at::Tensor& lo, const at::Tensor& hi);
+void total_variation_grad_(at::Tensor grad, const at::Tensor& x, double weight);
 at::Tensor dead_leaves(const at::Tensor& leaves, int64_t height, int64_t width);
 // The maxima of the 2x2 windows, and the index of each in its plane. CPU only.
 std::tuple<at::Tensor, at::Tensor> max_pool(const at::Tensor& x);

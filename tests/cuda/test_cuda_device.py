@@ -116,12 +116,25 @@ def test_impression_update_matches_the_cpu(dtype, shape):
         assert_close(got, want, 8 * torch.finfo(got.dtype).eps, "update")
 
 
+@pytest.mark.parametrize("shape", [(5, 3, 8, 8), (3, 3, 5, 5), (64, 1, 28, 28), (2, 3, 1, 1)], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_total_variation_grad_matches_the_bits_of_the_cpu(dtype, layout, shape):
+    g = torch.Generator().manual_seed(0)
+    x, want = (torch.randn(shape, generator=g).to(dtype).contiguous(memory_format=layout) for _ in range(2))
+    got = want.to(DEVICE)
+    ops.total_variation_grad_(got, x.to(DEVICE), 0.3)
+    ops.total_variation_grad_(want, x, 0.3)
+    assert torch.equal(got.cpu(), want)
+
+
 def every_op(seed=0):
     a, b = rows_and_others("soft_cross_entropy", 257, 1000)
     ids = torch.arange(257, device=DEVICE)
     x, m, v = (torch.zeros(257, 1000, device=DEVICE) for _ in range(3))
     loss, grad = ops.soft_cross_entropy_value_and_grad(a, b, 4.0)
     ops.impression_update_(x, grad, m, v, 1, lr=0.1, **UPDATE)
+    ops.total_variation_grad_(m.reshape(257, 1, 25, 40), x.reshape(257, 1, 25, 40), 0.1)
     return [
         loss,
         grad,
@@ -130,6 +143,7 @@ def every_op(seed=0):
         ops.philox(ids, 100, seed=seed, stream=1),
         ops.dead_leaves(ops.philox(ids, 90, seed=seed, stream=2).reshape(257, 10, 9), 32, 32),
         x,
+        m,
     ]
 
 
@@ -150,6 +164,7 @@ def test_no_op_waits_for_the_device():
         ops.dirichlet(b + 0.1, ids, seed=1)
         ops.dead_leaves(ops.philox(ids, 90, seed=1, stream=1).reshape(64, 10, 9), 32, 32)
         ops.impression_update_(a, b, *moments, 1, lr=0.1, **UPDATE)
+        ops.total_variation_grad_(a.reshape(64, 1, 2, 5), b.reshape(64, 1, 2, 5), 0.1)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -340,6 +340,38 @@ def test_step_and_learning_rate_may_be_on_the_device(dtype, step):
     assert_updated(got, want)
 
 
+# --- total_variation_grad_: same bits as on the CPU ---
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 1, 1, 1),
+        (2, 3, 1, 5),
+        (2, 3, 5, 1),
+        (2, 1, 2, 2),
+        (3, 3, 8, 8),
+        (2, 3, 7, 9),
+        (5, 1, 32, 32),
+        (1, 4, 3, 130),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_total_variation_grad_has_the_bits_of_the_cpu(dtype, shape):
+    g = torch.Generator().manual_seed(0)
+    x, grad = (torch.randn(shape, generator=g).to(dtype) for _ in range(2))
+    want = grad.clone()
+    ops.total_variation_grad_(want, x, 0.3)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        pixels = x.contiguous(memory_format=layout)
+        for order, most_blocks in orders(4):
+            for offset in (0, 1):
+                got = grad.clone(memory_format=layout)
+                emulated.total_variation_grad_(got, pixels, 0.3, offset=offset, order=order, most_blocks=most_blocks)
+                assert same_bits(got, want), f"{layout}, order {order}, {most_blocks} blocks, offset {offset}"
+
+
 def test_launch_error_names_the_op():
     a = torch.zeros(2, 10)
     b = torch.zeros(40)[1:21].view(2, 10)

@@ -55,6 +55,18 @@ def test_impression_update_uses_vectors_only_if_all_tensors_allow_it():
     assert update_traffic(shape=(4, 3, 7, 7), bounds=3).wide_loads == 0
 
 
+def test_total_variation_grad_uses_vectors_for_all_but_the_neighbors_in_the_row():
+    moved = []
+    for shape in ((4, 3, 8, 8), (4, 3, 7, 7)):
+        emulated.total_variation_grad_(torch.rand(shape), torch.rand(shape), 0.1, traffic=moved)
+    wide, narrow = moved
+    vectors = 4 * 3 * 8 * 8 // 4
+    assert (wide.wide_stores, wide.stores) == (vectors, vectors)
+    # The gradient, x and the rows above and below; then the left and right neighbors, which the ends of a row lack.
+    assert (wide.wide_loads, wide.loads) == (4 * vectors, 4 * vectors + 2 * (4 * 3 * 8 * 7))
+    assert (narrow.wide_loads, narrow.stores) == (0, 4 * 3 * 7 * 7)
+
+
 def test_dead_leaves_write_each_pixel_once():
     moved = []
     leaves = torch.zeros(ROWS, 10, 9)  # they cover every pixel

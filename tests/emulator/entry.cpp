@@ -35,6 +35,7 @@ EMULATED_OP(distillation_loss, RowLossParams)
 EMULATED_OP(dirichlet, DirichletParams)
 EMULATED_OP(philox, PhiloxParams)
 EMULATED_OP(impression_update, ImpressionUpdateParams)
+EMULATED_OP(total_variation_grad, TotalVariationGradParams)
 EMULATED_OP(dead_leaves, DeadLeavesParams)
 
 extern "C" const char* planted_bug(const char* kernel, const float* in, float* out, int64_t count, bool broken) {

@@ -71,6 +71,13 @@ void impression_update(Dtype dtype, int64_t size, int64_t channels) {
   cuda::impression_update(p, nullptr);
 }
 
+void total_variation_grad(Dtype dtype, int64_t height, int64_t width, int64_t pixel_stride) {
+  const int64_t planes = 2, size = planes * height * width * pixel_stride;
+  Buffer grad(size, dtype), x(size, dtype);
+  cuda::total_variation_grad({grad.data(), x.data(), dtype, planes, height, width * pixel_stride, pixel_stride, 1e-3},
+                             nullptr);
+}
+
 void dead_leaves(int64_t leaves, int64_t channels, int64_t height, int64_t width) {
   const int64_t images = 2;
   Buffer numbers(images * leaves * (6 + channels), Dtype::f32), out(images * channels * height * width, Dtype::f32);
@@ -90,6 +97,13 @@ void all_ops() {
       }
       dirichlet(dtype, classes);
       impression_update(dtype, 3 * classes, classes % 3 == 0 ? 3 : 1);
+    }
+  }
+  for (const Dtype dtype : kDtypes) {
+    for (const int64_t width : {1, 2, 5, 8, 32}) {
+      for (const int64_t height : {1, 2, 6}) {
+        for (const int64_t channels : {1, 3}) total_variation_grad(dtype, height, width, channels);
+      }
     }
   }
   for (const int64_t leaves : {1, 10, 128, 300}) {

@@ -13,12 +13,14 @@ from zskd_fast import ops
 X = torch.rand(4, 6)
 Y = X.softmax(dim=1)
 IDS = torch.arange(4)
+IMAGE = X.reshape(1, 1, 4, 6)
 CALLS = {
     "soft_cross_entropy": lambda: ops.soft_cross_entropy(X, Y, 2.0),
     "distillation_loss": lambda: ops.distillation_loss(X, Y, 2.0),
     "dirichlet": lambda: ops.dirichlet(Y, IDS, seed=1),
     "philox": lambda: ops.philox(IDS, 3, seed=1, stream=0),
     "impression_update_": lambda: ops.impression_update_(X.clone(), Y, torch.zeros(4, 6), torch.zeros(4, 6), 1, lr=0.1),
+    "total_variation_grad_": lambda: ops.total_variation_grad_(IMAGE.clone(), IMAGE, 0.1),
 }
 
 
@@ -60,6 +62,14 @@ REFUSED = [
         "impression_update_: step is 0, wanted",
     ),
     (lambda: ops.impression_update_(X.clone(), Y.double(), X, X, 1, lr=0.1), TypeError, "grad is Double, wanted Float"),
+    (lambda: ops.total_variation_grad_(X.clone(), X, 0.1), ValueError, "x has shape [4, 6], wanted [N, C, H, W]"),
+    (
+        lambda: ops.total_variation_grad_(IMAGE[..., :5].clone(), IMAGE, 0.1),
+        ValueError,
+        "total_variation_grad_: grad has shape [1, 1, 4, 5], wanted [1, 1, 4, 6] as x",
+    ),
+    (lambda: ops.total_variation_grad_(IMAGE.double(), IMAGE, 0.1), TypeError, "grad is Double, wanted Float as x"),
+    (lambda: ops.total_variation_grad_(IMAGE.int(), IMAGE.int(), 0.1), TypeError, "x is Int, wanted float32"),
 ]
 
 

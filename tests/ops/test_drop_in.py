@@ -448,6 +448,7 @@ META_CALLS = {
     "dirichlet": lambda z, ids: ops.dirichlet(z.exp(), ids, seed=1),
     "philox": lambda z, ids: ops.philox(ids, 3, seed=1, stream=0),
     "impression_update_": lambda z, ids: _updated(z.clone()),
+    "total_variation_grad_": lambda z, ids: _with_total_variation(z.clone()[None, None]),
     "max_pool": lambda z, ids: ops.max_pool(z[None, None]),
     "dead_leaves": lambda z, ids: ops.dead_leaves(z.repeat(1, 2)[None, :, :9].contiguous(), 5, 4),
 }
@@ -456,6 +457,11 @@ META_CALLS = {
 def _updated(x):
     ops.impression_update_(x, x.cos(), torch.zeros_like(x), torch.zeros_like(x), 1, lr=0.1)
     return x
+
+
+def _with_total_variation(grad):
+    ops.total_variation_grad_(grad, grad.cos(), 0.1)
+    return grad
 
 
 @pytest.mark.parametrize("call", META_CALLS)

@@ -34,9 +34,13 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
 x, m, v = torch.rand(4, 3, 9, 9, generator=g), torch.zeros(4, 3, 9, 9), torch.zeros(4, 3, 9, 9)
 for step in (1, 2, 3):
     ops.impression_update_(x, torch.randn(4, 3, 9, 9, generator=g), m, v, step, lr=0.1, l1=0.1, lo=0.0, hi=1.0)
+kinds = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+smooth = [torch.randn(4, 3, 9, 11, generator=g).to(kind) for kind in kinds]
+for grad in smooth:
+    ops.total_variation_grad_(grad, grad.flip(-1).contiguous(), 0.3)
 pooled = ops.max_pool(torch.randn(4, 3, 11, 14, generator=g))
 leaves = ops.dead_leaves(torch.randn(3, 5, 9, generator=g), 11, 70)
-print(build_info()["isa"], bits(*draws), bits(x, m, v, pooled, leaves), worst)
+print(build_info()["isa"], bits(*draws), bits(x, m, v, *(s.float() for s in smooth), pooled, leaves), worst)
 """
 
 
@@ -58,7 +62,7 @@ def test_every_instruction_set_gives_the_same_results(isa, chosen):
     name, draws, update, worst = result.stdout.split()
     assert name == isa
     assert draws == chosen[1], "Dirichlet or Philox draws differ"
-    assert update == chosen[2], "impression updates, max-pools or dead leaves differ"
+    assert update == chosen[2], "impression updates, total variations, max-pools or dead leaves differ"
     assert float(worst) <= 1e-5
 
 

@@ -141,6 +141,16 @@ class ImpressionUpdateParams(ctypes.Structure):
     ]
 
 
+class TotalVariationGradParams(ctypes.Structure):
+    _fields_ = [
+        ("grad", ctypes.c_void_p),
+        ("x", ctypes.c_void_p),
+        ("dtype", ctypes.c_int8),
+        *((name, ctypes.c_int64) for name in ("planes", "height", "row_length", "pixel_stride")),
+        ("weight", ctypes.c_double),
+    ]
+
+
 class DeadLeavesParams(ctypes.Structure):
     _fields_ = [
         ("numbers", ctypes.c_void_p),
@@ -163,6 +173,7 @@ PARAMS = {
     "dirichlet": DirichletParams,
     "philox": PhiloxParams,
     "impression_update": ImpressionUpdateParams,
+    "total_variation_grad": TotalVariationGradParams,
     "dead_leaves": DeadLeavesParams,
 }
 
@@ -362,6 +373,35 @@ def impression_update_(
         ),
         **how,
     )
+
+
+def total_variation_grad_(
+    grad: Tensor, x: Tensor, weight: float, *, offset: int = 0, traffic: list[Traffic] | None = None, **how: int
+) -> None:
+    """Update grad in place. Both are contiguous, or channels-last. `offset` shifts grad in memory."""
+    last = not grad.is_contiguous()
+    count, channels, height, width = grad.shape
+    held = Output((grad.numel(),), grad.dtype, offset)
+    shifted = held.tensor.as_strided(grad.shape, grad.stride())
+    shifted.copy_(grad)
+    moved = call(
+        "total_variation_grad",
+        TotalVariationGradParams(
+            grad=held.tensor.data_ptr(),
+            x=x.data_ptr(),
+            dtype=DTYPES[x.dtype],
+            planes=count if last else count * channels,
+            height=height,
+            row_length=width * channels if last else width,
+            pixel_stride=channels if last else 1,
+            weight=weight,
+        ),
+        **how,
+    )
+    held.checked()
+    grad.copy_(shifted)
+    if traffic is not None:
+        traffic.append(moved)
 
 
 def dead_leaves(

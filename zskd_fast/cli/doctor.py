@@ -111,6 +111,13 @@ def _impression_update(ops: ModuleType, device: torch.device) -> list[torch.Tens
     return [x, mean, square]
 
 
+def _total_variation_grad(ops: ModuleType, device: torch.device) -> list[torch.Tensor]:
+    inputs = _inputs(device)
+    x, grad = (next(inputs).reshape(4, 2, 8, -1) for _ in range(2))
+    ops.total_variation_grad_(grad, x, 0.1)
+    return [grad]
+
+
 def _dead_leaves(ops: ModuleType, device: torch.device) -> list[torch.Tensor]:
     leaves = next(_inputs(device)).flatten()
     return [ops.dead_leaves(leaves[: len(leaves) // 63 * 63].reshape(-1, 7, 9), 12, 20)]
@@ -126,6 +133,7 @@ _TRIALS: dict[str, _Trial] = {
     "dirichlet": _dirichlet,
     "philox": _philox,
     "impression_update_": _impression_update,
+    "total_variation_grad_": _total_variation_grad,
     "dead_leaves": _dead_leaves,
     "max_pool": _max_pool,
 }

@@ -7,6 +7,7 @@ from zskd_fast.ops.impression_update import impression_update_
 from zskd_fast.ops.max_pool import max_pool
 from zskd_fast.ops.philox import philox
 from zskd_fast.ops.soft_cross_entropy import soft_cross_entropy, soft_cross_entropy_value_and_grad
+from zskd_fast.ops.total_variation_grad import total_variation_grad_
 
 __all__ = [
     "dead_leaves",
@@ -17,4 +18,5 @@ __all__ = [
     "philox",
     "soft_cross_entropy",
     "soft_cross_entropy_value_and_grad",
+    "total_variation_grad_",
 ]

@@ -7,6 +7,7 @@ from zskd_fast.reference.impression_update import impression_update_
 from zskd_fast.reference.max_pool import max_pool
 from zskd_fast.reference.philox import philox
 from zskd_fast.reference.soft_cross_entropy import soft_cross_entropy
+from zskd_fast.reference.total_variation_grad import total_variation_grad_
 
 __all__ = [
     "dead_leaves",
@@ -16,4 +17,5 @@ __all__ = [
     "max_pool",
     "philox",
     "soft_cross_entropy",
+    "total_variation_grad_",
 ]

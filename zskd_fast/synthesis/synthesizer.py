@@ -29,7 +29,7 @@ from zskd_fast.store.impressions import Impressions
 from zskd_fast.synthesis.batch_norm import StatisticsPrior, statistics_prior
 from zskd_fast.synthesis.class_similarity import ClassSimilarity, concentration
 from zskd_fast.synthesis.plan import Plan
-from zskd_fast.synthesis.priors import add_total_variation_, check_priors
+from zskd_fast.synthesis.priors import check_priors
 from zskd_fast.synthesis.rounding import limits_in, round_
 from zskd_fast.synthesis.scaling import scaled_recipe, scaling_note
 from zskd_fast.synthesis.start_noise import check_noise, start_noise
@@ -290,8 +290,9 @@ class Synthesizer:
         def take_step(step: int | torch.Tensor, learning_rate: float | torch.Tensor) -> None:
             grad = self._gradient(leaf, target, grad_logits, self._statistics)
             with self.timer("update"):
+                grad = grad.contiguous()  # like x; a convolution may return a gradient whose channels are last
                 if recipe.total_variation:
-                    add_total_variation_(grad, x, recipe.total_variation)
+                    ops.total_variation_grad_(grad, x, recipe.total_variation)
                 ops.impression_update_(
                     x,
                     grad,
