@@ -168,3 +168,14 @@ def test_the_statistics_come_back_after_an_error():
 def test_the_identity_holds_the_weight_of_the_prior():
     assert _synthesizer().identity != _synthesizer(statistics_prior=1.0).identity
     assert dataclasses.asdict(_synthesizer().identity)["recipe"]["statistics_prior"] == 5.0
+
+
+def test_a_teacher_in_bfloat16_makes_impressions_of_the_same_statistics_and_labels_them_in_float32():
+    teacher = _model()
+    full, half = (_synthesizer(teacher, teacher_precision=precision) for precision in ("float32", "bfloat16"))
+    made, rough = full.run(range(8)), half.run(range(8))
+    assert not torch.equal(rough.x, made.x)
+    assert torch.equal(rough.teacher_logits, teacher(rough.x).detach())
+    assert rough.loss.mean() == pytest.approx(float(made.loss.mean()), rel=0.02)
+    of_noise, of_made, of_rough = (float(_distance(teacher, x)) for x in (_inputs(4), made.x[:4], rough.x[:4]))
+    assert of_rough == pytest.approx(of_made, rel=0.1) and of_made < 0.5 * of_noise

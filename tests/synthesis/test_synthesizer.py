@@ -379,6 +379,7 @@ _OTHER_RECIPE = {
     "batch_size": 5,
     "fold_batch_norm": True,
     "statistics_prior": 1.0,
+    "teacher_precision": "bfloat16",
     "channels_last": "on",
     "compile_teacher": True,
 }

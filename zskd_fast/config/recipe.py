@@ -11,6 +11,7 @@ from zskd_fast.config.checks import Check, all_above_zero, is_size_range
 from zskd_fast.errors import InputError
 
 _TARGETS = ("dirichlet", "one_hot")
+_PRECISIONS = ("float32", "bfloat16")
 _STORE_DTYPES = ("float32", "float16", "bfloat16")
 _CHOICES = ("auto", "on", "off")
 _NOISES = ("uniform", "normal", "dead_leaves")
@@ -104,6 +105,9 @@ class ImpressionRecipe:
     """Data type of stored impressions; 16 bits take half the space, and the teacher labels the rounded values."""
     batch_size: int
     """Impressions optimized together; another size changes their rounding only."""
+    teacher_precision: Literal["float32", "bfloat16"]
+    """Data type of the teacher's convolutions and matrix products while an impression is optimized (by torch.autocast).
+    The teacher labels the finished impression in float32."""
     fold_batch_norm: bool
     """Fold each batch normalization into the convolution or linear layer before it; changes the rounding only."""
     channels_last: Literal["auto", "on", "off"]
@@ -119,6 +123,7 @@ class ImpressionRecipe:
         check.decays("adam_betas")
         check.one_of("targets", _TARGETS)
         check.one_of("store_dtype", _STORE_DTYPES)
+        check.one_of("teacher_precision", _PRECISIONS)
         check.one_of("channels_last", _CHOICES)
         check.that("betas", "one or more finite numbers above 0", all_above_zero(self.betas))
 

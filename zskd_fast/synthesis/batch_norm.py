@@ -59,7 +59,8 @@ class StatisticsPrior:
         running_mean, running_variance = layer.running_mean, layer.running_var
         assert running_mean is not None and running_variance is not None
         # As a matrix [N * H * W, C] and without torch.var_mean, which takes four times as long.
-        values = inputs[0].movedim(1, -1).flatten(0, -2)
+        exact = inputs[0].to(torch.promote_types(inputs[0].dtype, torch.float32))
+        values = exact.movedim(1, -1).flatten(0, -2)
         mean = values.mean(0)
         variance = (values.square().mean(0) - mean.square()).clamp_min(0)
         shift = (mean - running_mean).square() / (running_variance + layer.eps)

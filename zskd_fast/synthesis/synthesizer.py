@@ -114,7 +114,8 @@ class Synthesizer:
         self._graphs = cuda_graph.Graphs()
         self._fast_teacher = fast_copy(self._teacher, recipe)
         self._statistics = statistics_prior(self._teacher.model, self._fast_teacher.model, recipe)
-        self._overrides = contextlib.nullcontext() if recipe.compile_teacher else cpu_overrides(self.device)
+        is_plain = recipe.teacher_precision == "float32" and not recipe.compile_teacher
+        self._overrides = cpu_overrides(self.device) if is_plain else contextlib.nullcontext()
 
     @property
     def notes(self) -> dict[str, str]:
@@ -317,7 +318,8 @@ class Synthesizer:
 
         The op writes the gradient of the logits into a buffer, from which the teacher's backward pass starts.
         """
-        with torch.enable_grad(), self.timer("teacher forward"), self._overrides:
+        in_bfloat16 = torch.autocast(self.device.type, torch.bfloat16, self.recipe.teacher_precision == "bfloat16")
+        with torch.enable_grad(), self.timer("teacher forward"), self._overrides, in_bfloat16:
             if prior:
                 prior.begin()
             logits = self._fast_teacher.logits(self.input_spec.to_raw(x))
