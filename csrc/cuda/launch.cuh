@@ -25,12 +25,13 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // kMostBlocks. Does nothing if there is no work.
 template <class Params>
 void launch(const char* op, void (*kernel)(Params), const Params& params, int64_t units, int64_t units_per_block,
-            int threads, cudaStream_t stream) {
+            int threads, cudaStream_t stream, int shared_bytes = 0) {
   if (units == 0) return;
   const int64_t blocks = ceil_div(units, units_per_block);
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(blocks < kMostBlocks ? blocks : kMostBlocks));
   config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = stream;
   check(cudaLaunchKernelEx(&config, kernel, params), op);
 }

@@ -50,6 +50,25 @@ bool is_aligned(const T* rows, int64_t stride, int64_t length, int width) {
          length % width == 0;
 }
 
+#if defined(__CUDACC__)
+// Plain accesses, which the compiler may reorder: __ldca and __stwb compile to LDG.STRONG and STG.STRONG. The emulator
+// of the tests has functions of the same names that count.
+template <class T>
+__device__ __forceinline__ T load_global(const T* from) {
+  return *from;
+}
+template <class T>
+__device__ __forceinline__ void store_global(T* to, T value) {
+  *to = value;
+}
+// Assembly, because the compiler splits some plain stores of 128 bits into four.
+__device__ __forceinline__ void store_global(uint4* to, uint4 value) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(value.x), "r"(value.y), "r"(value.z),
+               "r"(value.w)
+               : "memory");
+}
+#endif
+
 // Loads `width` adjacent elements, as 128-bit pieces if they fill whole pieces.
 template <int width, class T>
 __device__ __forceinline__ void load(const T* from, accumulate_t<T>* to) {
@@ -57,14 +76,14 @@ __device__ __forceinline__ void load(const T* from, accumulate_t<T>* to) {
     constexpr int pieces = width / kVector<T>;
     uint4 raw[pieces];
 #pragma unroll
-    for (int i = 0; i < pieces; ++i) raw[i] = __ldca(reinterpret_cast<const uint4*>(from) + i);
+    for (int i = 0; i < pieces; ++i) raw[i] = load_global(reinterpret_cast<const uint4*>(from) + i);
     T elements[width];
     memcpy(elements, raw, sizeof(raw));
 #pragma unroll
     for (int i = 0; i < width; ++i) to[i] = widen(elements[i]);
   } else {
 #pragma unroll
-    for (int i = 0; i < width; ++i) to[i] = widen(__ldca(from + i));
+    for (int i = 0; i < width; ++i) to[i] = widen(load_global(from + i));
   }
 }
 
@@ -78,10 +97,10 @@ __device__ __forceinline__ void store(T* to, const accumulate_t<T>* from) {
     uint4 raw[width / kVector<T>];
     memcpy(raw, elements, sizeof(raw));
 #pragma unroll
-    for (int i = 0; i < width / kVector<T>; ++i) __stwb(reinterpret_cast<uint4*>(to) + i, raw[i]);
+    for (int i = 0; i < width / kVector<T>; ++i) store_global(reinterpret_cast<uint4*>(to) + i, raw[i]);
   } else {
 #pragma unroll
-    for (int i = 0; i < width; ++i) __stwb(to + i, narrow<T>(from[i]));
+    for (int i = 0; i < width; ++i) store_global(to + i, narrow<T>(from[i]));
   }
 }
 

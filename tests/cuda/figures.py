@@ -1,4 +1,4 @@
-"""Figures of the compiled kernels: registers, spills, shared memory, occupancy and 128-bit instructions.
+"""Figures of the compiled kernels: registers, spills, shared memory, occupancy and instructions.
 
     python tests/cuda/figures.py [--arch 80 90] [--write]
 
@@ -19,20 +19,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from row_loss_figures import CLASSES, bytes_per_element, dynamic_shared, instructions_per_32, row_loss_kernel
+
 ROOT = Path(__file__).parents[2]
 KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 BUDGET = Path(__file__).with_name("budget.json")
 BUDGET_ARCH = 90  # the architecture of the budget; on the others no kernel may spill
 FLAGS = ["-std=c++20", "-O3", "--fmad=false", "-diag-suppress=1675", f"-I{ROOT / 'csrc'}"]
-THREADS = {
-    "register_rows": 128,
-    "long_rows": 256,
-    "short_rows": 128,
-    "fill": 256,
-    "update": 256,
-    "paint": 128,
-    "add": 256,
-}
+THREADS = {"tile_rows": 64, "group_rows": 128, "block_rows": 32, "long_rows": 256}  # block_rows: the fewest
+THREADS |= {"short_rows": 128, "fill": 256, "update": 256, "paint": 128, "add": 256}
 THREADS_OF = {("dirichlet", "long_rows"): 128}
 
 _ENTRY = re.compile(
@@ -64,7 +59,7 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class Figures:
-    """Figures of one kernel on one architecture. wide_loads and wide_stores are -1 if they were not counted."""
+    """Figures of one kernel on one architecture. wide_loads, wide_stores and instructions are -1 if not counted."""
 
     kernel: str
     arch: int
@@ -74,6 +69,7 @@ class Figures:
     shared: int
     wide_loads: int
     wide_stores: int
+    instructions: float = -1.0  # of a row loss, per 32 elements
 
     @property
     def occupancy(self) -> float:
@@ -121,16 +117,17 @@ def _figures(op: str, arch: int, entry: re.Match, sass: dict[str, str]) -> Figur
     kernel = _readable(entry["symbol"])
     shared = re.search(r"(\d+) bytes smem", entry["rest"])
     code = sass.get(entry["symbol"])
-    base = kernel.split("<")[0]
+    base, row_loss = kernel.split("<")[0], row_loss_kernel(f"{op} {kernel}")
     return Figures(
         kernel=f"{op} {kernel}",
         arch=arch,
         threads=THREADS_OF.get((op, base), THREADS[base]),
         registers=int(entry["registers"]),
         spilled=int(entry["spill"]) + int(entry["fill"]),
-        shared=int(shared[1]) if shared else 0,
+        shared=(int(shared[1]) if shared else 0) + (dynamic_shared(row_loss) if row_loss else 0),
         wide_loads=len(re.findall(r"\bLDG\.E\S*\.128", code)) if code else -1,
         wide_stores=len(re.findall(r"\bSTG\.E\S*\.128", code)) if code else -1,
+        instructions=round(instructions_per_32(row_loss, code, CLASSES[base]), 1) if row_loss and code else -1.0,
     )
 
 
@@ -160,11 +157,13 @@ def _readable(symbol: str) -> str:
 def table(rows: list[Figures]) -> str:
     lines = [
         f"{'kernel':<56}{'sm':>4}{'threads':>9}{'regs':>6}{'spill':>7}{'smem':>7}{'occup.':>8}{'128-bit ld/st':>15}"
+        f"{'instr.':>8}"
     ]
     for r in rows:
         wide = f"{r.wide_loads}/{r.wide_stores}" if r.wide_loads >= 0 else "not counted"
+        instructions = f"{r.instructions:.1f}" if r.instructions >= 0 else ""
         lines.append(
-            f"{r.kernel:<56}{r.arch:>4}{r.threads:>9}{r.registers:>6}{r.spilled:>7}{r.shared:>7}{r.occupancy:>8.0%}{wide:>15}"
+            f"{r.kernel:<56}{r.arch:>4}{r.threads:>9}{r.registers:>6}{r.spilled:>7}{r.shared:>7}{r.occupancy:>8.0%}{wide:>15}{instructions:>8}"
         )
     return "\n".join(lines)
 
@@ -181,10 +180,10 @@ def over_budget(rows: list[Figures]) -> list[str]:
     return wrong
 
 
-def _over(found: Figures, allowed: dict[str, int]) -> list[str]:
+def _over(found: Figures, allowed: dict[str, float]) -> list[str]:
     wrong = []
-    for name in ("registers", "shared"):
-        if getattr(found, name) > allowed[name]:
+    for name in ("registers", "shared", "instructions"):
+        if getattr(found, name) > allowed.get(name, getattr(found, name)):
             wrong.append(f"{found.kernel}: {name} {getattr(found, name)}, the budget is {allowed[name]}")
     for name in ("wide_loads", "wide_stores"):
         if 0 <= getattr(found, name) < allowed[name]:
@@ -193,13 +192,20 @@ def _over(found: Figures, allowed: dict[str, int]) -> list[str]:
 
 
 def write_budget(rows: list[Figures]) -> None:
-    names = ("registers", "shared", "wide_loads", "wide_stores")
     lines = [
-        f"  {json.dumps(r.kernel)}: {json.dumps({name: getattr(r, name) for name in names})}"
+        f"  {json.dumps(r.kernel)}: {json.dumps(_budget(r))}"
         for r in sorted(rows, key=lambda r: r.kernel)
         if r.arch == BUDGET_ARCH
     ]
     BUDGET.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def _budget(found: Figures) -> dict[str, float]:
+    budget = {name: getattr(found, name) for name in ("registers", "shared", "wide_loads", "wide_stores")}
+    if kernel := row_loss_kernel(found.kernel):
+        budget["instructions"] = found.instructions
+        budget["bytes"] = round(bytes_per_element(kernel, CLASSES[kernel.family]), 4)
+    return budget
 
 
 def main() -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from row_loss_figures import instructions_per_32, row_loss_kernel
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,6 +36,7 @@ def of_kernel(**changed) -> "figures.Figures":
         shared=0,
         wide_loads=2,
         wide_stores=1,
+        instructions=40.0,
     )
     return figures.Figures(**{**facts, **changed})
 
@@ -79,18 +81,19 @@ def test_draws_use_only_correctly_rounded_instructions(op, uses, tmp_path):
         ({"registers": 33}, "op kernel: registers 33, the budget is 32"),
         ({"shared": 4}, "op kernel: shared 4, the budget is 0"),
         ({"wide_stores": 0}, "op kernel: wide_stores 0, the budget asks for 1"),
+        ({"instructions": 40.1}, "op kernel: instructions 40.1, the budget is 40.0"),
         (
             {"kernel": "op other"},
             r"kernels with a figure or a budget, but not both: ['op kernel', 'op other']",
         ),
-        ({"wide_loads": -1, "wide_stores": -1}, None),
+        ({"wide_loads": -1, "wide_stores": -1, "instructions": -1.0}, None),
         ({}, None),
     ],
     ids=lambda value: "+".join(value) or "same" if isinstance(value, dict) else "",
 )
 def test_message_for_a_kernel_over_the_budget(changed, complaint, tmp_path, monkeypatch):
     budget = tmp_path / "budget.json"
-    limits = {"registers": 32, "shared": 0, "wide_loads": 2, "wide_stores": 1}
+    limits = {"registers": 32, "shared": 0, "wide_loads": 2, "wide_stores": 1, "instructions": 40.0}
     budget.write_text(json.dumps({"op kernel": limits}))
     monkeypatch.setattr(figures, "BUDGET", budget)
     assert figures.over_budget([of_kernel(**changed)]) == ([complaint] if complaint else [])
@@ -109,6 +112,30 @@ def test_message_for_a_kernel_over_the_budget(changed, complaint, tmp_path, monk
 )
 def test_occupancy_follows_from_registers_and_shared_memory(changed, arch, occupancy):
     assert of_kernel(**{**changed, "arch": arch}).occupancy == occupancy
+
+
+TWO_LOOPS = """
+    /*0000*/  S2R R0, SR_TID.X ;
+    /*0010*/  @P0 EXIT ;
+    /*0020*/  LDG.E.128 R4, desc[UR4][R2.64] ;
+    /*0030*/  SHFL.BFLY PT, R5, R4, R6, 0x1f ;
+    /*0040*/  FADD R4, R4, R5 ;
+    /*0050*/  @P1 BRA 0x30 ;
+    /*0060*/  NOP ;
+    /*0070*/  STG.E.128 desc[UR4][R2.64], R4 ;
+    /*0080*/  @!P0 BRA 0x20 ;
+    /*0090*/  EXIT ;
+    /*00a0*/  WARPSYNC.COLLECTIVE R8, 0xb0 ;
+    /*00b0*/  BRA 0x30 ;
+"""
+
+
+def test_instructions_count_inner_loops_as_often_as_they_run():
+    kernel = row_loss_kernel("soft_cross_entropy group_rows<float, float, 4>")
+    assert row_loss_kernel("philox fill<float, normal, true>") is None
+    # 6 instructions in the loop over rows; 128 classes on 8 lanes take 3 shuffles, two more than counted, of 3
+    # instructions each. A warp computes 4 rows.
+    assert instructions_per_32(kernel, TWO_LOOPS, 128) == (6 + 2 * 3) / (4 * 128 / 32)
 
 
 # --- which backends a build gets ---

@@ -11,21 +11,15 @@ from row_losses import CLASSES, DTYPES, TEMPERATURES, assert_close, logits_of, t
 from zskd_fast import ops, reference
 
 ROW_LOSSES = ["soft_cross_entropy", "distillation_loss"]
-ALL_CLASSES = [
-    *CLASSES,
-    8,
-    128,
-    512,
-    513,
-    1024,
-    1025,
-    5000,
-]  # whole vectors, and both sides of every threshold
+# Whole vectors, and both sides of every threshold between kernels, numbers of lanes and numbers of warps.
+MORE_CLASSES = [8, 9, 16, 17, 20, 63, 64, 65, 127, 128, 129, 255, 256, 257, 512, 513, 1024, 1025, 2000]
+LONG_ROWS = [4096, 4097, 5000, 16384, 16385]
+ALL_CLASSES = [*CLASSES, *MORE_CLASSES, *LONG_ROWS]
 UPDATE = dict(lr=0.05, betas=(0.9, 0.99), eps=1e-8, l1=0.1, l2=0.2)
 
 
 def rows_of(classes: int) -> int:
-    return 67 if classes <= 40 else 7 if classes <= 1000 else 3
+    return 67 if classes <= 40 else 7 if classes <= 1000 else 3 if classes <= 5000 else 2
 
 
 def other_of(op: str, rows: int, classes: int, dtype=torch.float32) -> torch.Tensor:
@@ -68,14 +62,34 @@ def test_row_losses_match_float64_and_the_cpu(op, dtype, classes):
         assert (got[0] - cpu).abs().max() <= 2 * precision(dtype) * cpu.abs().max().clamp_min(0.1)
 
 
-@pytest.mark.parametrize("classes", [7, 8, 100, 513, 1000, 1032])
+@pytest.mark.parametrize("classes", [7, 8, 10, 20, 100, 513, 1000, 1032, 2000, 4100, 16385])
 @pytest.mark.parametrize("op", ROW_LOSSES)
 def test_row_losses_have_the_same_bits_in_every_order(op, classes):
-    a, b = logits_of(rows_of(classes), classes), other_of(op, rows_of(classes), classes)
+    rows = 170 if classes <= 16 else rows_of(classes)  # several tiles of 32 rows for each warp
+    a, b = logits_of(rows, classes), other_of(op, rows, classes)
     want = emulated.row_loss(op, a, b, 4.0)
     for order, most_blocks in orders(8):
         got = emulated.row_loss(op, a, b, 4.0, order=order, most_blocks=most_blocks)
         assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1]), f"order {order}, {most_blocks} blocks"
+
+
+@pytest.mark.parametrize("rows", [1, 5, 31, 32, 33, 64, 65, 129])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("op", ROW_LOSSES)
+def test_rows_that_do_not_fill_a_tile_or_a_warp(op, dtype, rows):
+    for classes in (1, 3, 10, 20, 32, 100):
+        a, b = logits_of(rows, classes, dtype), other_of(op, rows, classes, dtype)
+        assert_row_loss(op, a, b, 4.0, emulated.row_loss(op, a, b, 4.0), f"{classes} classes")
+
+
+@pytest.mark.parametrize("classes", [10, 20, 100, 600, 3000])
+@pytest.mark.parametrize("op", ROW_LOSSES)
+def test_result_of_a_row_does_not_depend_on_its_place(op, classes):
+    a, b = logits_of(40, classes), other_of(op, 40, classes)
+    loss, grad = emulated.row_loss(op, a, b, 4.0)
+    for row in (0, 1, 31, 39):
+        alone = emulated.row_loss(op, a[row : row + 1].clone(), b[row : row + 1].clone(), 4.0)
+        assert torch.equal(alone[0][0], loss[row]) and torch.equal(alone[1][0], grad[row])
 
 
 def padded(matrix: torch.Tensor, before: int, more: int) -> torch.Tensor:
@@ -86,7 +100,7 @@ def padded(matrix: torch.Tensor, before: int, more: int) -> torch.Tensor:
     return wide[::2, before : before + classes]
 
 
-@pytest.mark.parametrize("classes", [3, 8, 128, 1032])
+@pytest.mark.parametrize("classes", [1, 3, 8, 10, 32, 128, 1032, 4100])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("op", ROW_LOSSES)
 def test_row_losses_read_rows_at_any_distance(op, dtype, classes):
@@ -98,7 +112,7 @@ def test_row_losses_read_rows_at_any_distance(op, dtype, classes):
     assert_row_loss(op, a, b, 4.0, emulated.row_loss(op, a, b, 4.0, offset=1), "at an odd address")
 
 
-@pytest.mark.parametrize("classes", [10, 16, 1032])
+@pytest.mark.parametrize("classes", [10, 16, 24, 100, 1032, 2000, 16400])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("op", ROW_LOSSES)
 def test_16_bit_logits_and_float32_target(op, dtype, classes):
@@ -107,7 +121,7 @@ def test_16_bit_logits_and_float32_target(op, dtype, classes):
     assert_row_loss(op, a, b, 4.0, emulated.row_loss(op, a, b, 4.0))
 
 
-@pytest.mark.parametrize("classes", [10, 16, 500, 1032, 5000])
+@pytest.mark.parametrize("classes", [10, 16, 20, 24, 500, 1032, 5000, 16400])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("op", ROW_LOSSES)
 def test_float32_gradient_of_16_bit_logits_is_not_rounded(op, dtype, classes):
@@ -120,12 +134,13 @@ def test_float32_gradient_of_16_bit_logits_is_not_rounded(op, dtype, classes):
     assert torch.equal(loss, want_loss) and torch.equal(wide.to(dtype), want)
 
 
-@pytest.mark.parametrize("classes", [10, 1000, 2000])
+@pytest.mark.parametrize("classes", [10, 20, 100, 1000, 2000, 16385])
 @pytest.mark.parametrize("op", ROW_LOSSES)
 def test_row_losses_without_gradient_and_with_a_weight(op, classes):
-    a, b = logits_of(3, classes), other_of(op, 3, classes)
+    rows = 200 if classes <= 32 else 3
+    a, b = logits_of(rows, classes), other_of(op, rows, classes)
     loss, grad = emulated.row_loss(op, a, b, 4.0, grad_weight=0.25)
-    alone, nothing = emulated.row_loss(op, a, b, 4.0, grad=False)
+    alone, nothing = emulated.row_loss(op, a, b, 4.0, grad=False, most_blocks=2)
     assert nothing is None and torch.equal(alone, loss)
     assert_close(grad, exact(op, a, b, 4.0)[1] / 4, 3e-6, "weighted gradient")
 
@@ -145,7 +160,7 @@ def edge_rows(op: str, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
     return a, b
 
 
-@pytest.mark.parametrize("classes", [2, 10, 32, 33, 1000, 1025, 5000])
+@pytest.mark.parametrize("classes", [2, 10, 16, 20, 32, 33, 257, 1000, 1025, 5000, 16385])
 @pytest.mark.parametrize("op", ROW_LOSSES)
 def test_huge_infinite_and_nan_logits(op, classes):
     a, b = edge_rows(op, classes)

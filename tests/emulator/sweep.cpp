@@ -17,7 +17,7 @@ namespace {
 using namespace zskd;
 
 constexpr Dtype kDtypes[] = {Dtype::f32, Dtype::f64, Dtype::f16, Dtype::bf16};
-constexpr int64_t kClasses[] = {1, 2, 3, 7, 8, 10, 31, 32, 33, 100, 128, 513, 1000, 1025, 1032};
+constexpr int64_t kClasses[] = {1, 2, 3, 7, 8, 10, 20, 31, 32, 33, 100, 128, 257, 513, 1000, 1025, 1032, 4097, 16385};
 
 int64_t bytes_of(Dtype dtype) { return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2; }
 Dtype accumulate(Dtype dtype) { return dtype == Dtype::f64 ? dtype : Dtype::f32; }
@@ -36,7 +36,7 @@ class Buffer {
 
 void row_loss(void (*op)(const RowLossParams&, cuda::Stream), Dtype a_dtype, Dtype b_dtype, Dtype grad_dtype,
               int64_t classes, int64_t offset) {
-  const int64_t rows = classes > 1000 ? 2 : 5;
+  const int64_t rows = classes > 1000 ? 2 : classes > 32 ? 5 : 67;
   Buffer a(rows * classes, a_dtype, offset), b(rows * classes, b_dtype), loss(rows, accumulate(a_dtype)),
       grad(rows * classes, grad_dtype);
   op({a.data(), b.data(), classes, classes, a_dtype, b_dtype, grad_dtype, loss.data(), grad.data(), rows, classes, 4.0,

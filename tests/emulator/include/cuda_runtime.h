@@ -84,14 +84,14 @@ inline unsigned __ballot_sync(unsigned mask, int predicate, SourceLine where = S
   return emulator::ballot({"__ballot_sync", mask, where}, predicate != 0);
 }
 
-// Accesses to global memory; each one is counted.
+// Accesses to global memory, as csrc/cuda/memory.cuh has them for a device; each one is counted.
 template <class T>
-T __ldca(const T* from) {
+T load_global(const T* from) {
   emulator::count_load(from, sizeof(T));
   return *from;
 }
 template <class T>
-void __stwb(T* to, T value) {
+void store_global(T* to, T value) {
   emulator::count_store(to, sizeof(T));
   *to = value;
 }
