@@ -32,7 +32,7 @@ if MISSING:
 
 DEVICE = "cuda"
 ROW_LOSSES = ["soft_cross_entropy", "distillation_loss"]
-ALL_CLASSES = [*CLASSES, 8, 128, 512, 513, 1024, 1025, 5000, 50257]
+ALL_CLASSES = [*CLASSES, 8, 20, 128, 129, 512, 513, 1024, 1025, 5000, 16384, 16385, 50257]
 UPDATE = dict(betas=(0.9, 0.99), eps=1e-8, l1=0.1, l2=0.2, lo=-1.0, hi=1.0)
 
 
