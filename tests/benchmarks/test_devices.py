@@ -1,5 +1,7 @@
 """The benchmarks on another device than the CPU, shown by stand-ins for a GPU."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,7 @@ from benchmarks import machine, measure
 from benchmarks.measure import Bench, Session, device_seconds
 from benchmarks.store import bench_growth, bench_scaling
 from benchmarks.synthesis import plain_loop
+from zskd_fast.config.recipe_files import load_recipe
 
 
 class Gpu:
@@ -87,9 +90,8 @@ def test_the_plain_loop_makes_everything_on_the_device_of_the_teacher(monkeypatc
     teacher = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)).to("meta")
     similarity = torch.rand(4, 4, device="meta")
     monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", False)
-    images, targets = plain_loop.make_impressions(
-        teacher, similarity, (1, 8, 8), count=200, steps=2, learning_rate=1.0, temperature=20.0
-    )
+    recipe = dataclasses.replace(load_recipe("paper").synthesis, steps=2)
+    images, targets = plain_loop.make_impressions(teacher, similarity, (1, 8, 8), recipe, count=200)
     assert images.is_meta and images.shape == (200, 1, 8, 8)
     assert targets.is_meta and targets.shape == (200, 4)
 
