@@ -28,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--quick", action="store_true", help="small shapes and one short turn, to see that all run")
     group.addoption("--device", default="cpu", help="device of torch to measure, such as cpu or cuda")
     group.addoption("--results", type=Path, help="results file to put the rows into, in place of results.csv")
-    group.addoption("--to-accuracy", action="store_true", help="also time the demo until 95 %% and 97 %% (minutes)")
+    group.addoption("--to-accuracy", action="store_true", help="also time jobs until given accuracies (half an hour)")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from benchmarks.figures import figures_table
 from benchmarks.results import growth_exponent, of_op
+from benchmarks.whole_jobs import accuracy_times_table, jobs_table
 from zskd_fast.repro.table import markdown
 
 _OPS = (
@@ -19,13 +20,8 @@ _TRAFFIC = {"soft_cross_entropy": "65536x100", "distillation_loss": "65536x100",
 _GROWTH = {"impressions": "impressions", "batch": "batch size", "classes": "classes K"}
 _SPREAD = {"seconds, p20 to p80": "{0.p20_s:.3g} to {0.p80_s:.3g}"}
 _RATE = {"job": "{0.setting}", "provider": "{0.provider}", "threads": "{0.threads}", "image-steps/s": "{0.rate:,.0f}"}
+_STEPS = {"job": "{0.setting}", "provider": "{0.provider}", "threads": "{0.threads}", "steps/s": "{0.rate:,.2f}"}
 _SCALING = {"one thread per process": "{0.provider}", "impressions/s": "{0.rate:,.0f}", "gain": "{0.gain:.2f}x"}
-_GOALS = {
-    "recipe": "{0.shape}",
-    "accuracy of at least": "{0.setting}",
-    "threads": "{0.threads}",
-    "after": "{0.median_s:.0f} s",
-}
 _COPY = {"threads": "{0.threads}", "GB/s": "{0.gb_per_s:.1f}"}
 _MOVED = {"op": "`{0.op}` {0.shape}", "provider": "{0.provider}", "bytes moved / least bytes": "{0.traffic:.2f}"}
 
@@ -37,8 +33,10 @@ def sections(rows: pd.DataFrame) -> str:
         **{f"`{op}`": _op_table(of_op(rows, op)) for op in _OPS},
         "Bytes moved": _table(_traffic(rows), _MOVED),
         "Synthesis": _table(of_op(rows, "synthesis"), _RATE | _SPREAD),
+        "Distillation": _table(of_op(rows, "distillation"), _STEPS | _SPREAD),
+        "Synthesis and distillation": jobs_table(rows),
         "Processes": _table(_scaling(of_op(rows, "scaling")), _SCALING | _SPREAD),
-        "Time to accuracy": _table(of_op(rows, "time to accuracy"), _GOALS),
+        "Time to accuracy": accuracy_times_table(rows),
         "The teacher's forward and backward pass": _teacher_table(of_op(rows, "teacher")),
         "Growth": _growth_table(rows),
         "Copy bandwidth": _table(of_op(rows, "copy"), _COPY | _SPREAD),
