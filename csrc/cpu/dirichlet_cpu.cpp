@@ -231,13 +231,24 @@ void sample(const DirichletParams& p, int64_t begin, int64_t end, void* scratch)
 }
 
 template <class T>
-int64_t first_invalid(const DirichletParams& p, int64_t begin, int64_t end) {
-  for (int64_t row = begin; row < end; ++row) {
-    const T* alpha = static_cast<const T*>(p.concentration) + row * p.concentration_stride;
-    int32_t invalid = 0;
+bool has_invalid(const T* alpha, int64_t count) {
+  int32_t invalid = 0;
 #pragma omp simd reduction(| : invalid)
-    for (int64_t c = 0; c < p.classes; ++c) invalid |= !math::is_valid_concentration(load(alpha + c));
-    if (invalid) return row;
+  for (int64_t i = 0; i < count; ++i) invalid |= !math::is_valid_concentration(load(alpha + i));
+  return invalid != 0;
+}
+
+// Dense rows are looked at many at a time: a loop over each short row took a sixth of the time of all draws.
+template <class T>
+int64_t first_invalid(const DirichletParams& p, int64_t begin, int64_t end) {
+  const T* alpha = static_cast<const T*>(p.concentration);
+  const int64_t stride = p.concentration_stride;
+  const int64_t together = stride == p.classes && p.classes > 0 && p.classes < kChunk ? kChunk / p.classes : 1;
+  for (int64_t row = begin; row < end; row += together) {
+    const int64_t rows = end - row < together ? end - row : together;
+    if (!has_invalid(alpha + row * stride, rows * p.classes)) continue;
+    while (!has_invalid(alpha + row * stride, p.classes)) ++row;
+    return row;
   }
   return -1;
 }

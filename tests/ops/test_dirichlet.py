@@ -149,9 +149,12 @@ def test_opcheck_and_compile():
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
-def test_error_names_the_place_of_an_invalid_concentration(bad, dtype):
-    alpha = torch.ones(3000, 10, dtype=dtype)
-    alpha[1234, 7] = bad
+@pytest.mark.parametrize("layout", ["dense", "strided"])
+def test_error_names_the_place_of_an_invalid_concentration(bad, dtype, layout):
+    """The first of two bad rows is named; what lies between strided rows does not count."""
+    alpha = torch.ones(3000, 10, dtype=dtype) if layout == "dense" else torch.zeros(3000, 12, dtype=dtype)[:, :10]
+    alpha[:] = 1
+    alpha[1234, 7] = alpha[1240, 0] = bad
     with pytest.raises(ValueError, match=r"dirichlet: concentration\[1234, 7\] is .*, wanted a finite number"):
         ops.dirichlet(alpha, torch.arange(3000), seed=0)
 
