@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from benchmarks.limits import Limit, always, by_convolutions, of_roofline, without_overlap
 from benchmarks.results import times_faster
 from benchmarks.whole_jobs import FROZEN, RESNET_JOB, WholeJob
 from zskd_fast.repro.table import markdown
@@ -24,8 +25,8 @@ class Figure:
     shapes: list[str]
     peers: list[str]
     setting: str | None = None
-    limit: str = ""
-    """What keeps the figure below its target, where something does."""
+    limit: Limit | None = None
+    """What keeps the figure from rising further; shown where the target is not reached."""
 
     def measured(self, rows: pd.DataFrame, threads: int) -> float | None:
         """Return the figure for the rows of one machine; None if a row is missing."""
@@ -50,7 +51,7 @@ class JobFigure:
     name: str
     target: float | None
     job: WholeJob
-    limit: str = ""
+    limit: Limit | None = None
     is_share = False
 
     def measured(self, rows: pd.DataFrame, threads: int) -> float | None:
@@ -67,80 +68,84 @@ def _number(figure: AnyFigure, value: float) -> str:
 
 
 def _result(figure: AnyFigure, rows: pd.DataFrame, threads: int) -> str:
-    """Return the measured value and whether it reaches the target."""
+    """Return the measured value, whether it reaches the target, and if not, what limits it."""
     value = figure.measured(rows, threads)
     if value is None:
         return "not measured"
     if figure.target is None:
         return _number(figure, value)
-    return f"{_number(figure, value)}, {'reached' if value >= figure.target else '**not reached**'}"
+    if value >= figure.target:
+        return f"{_number(figure, value)}, reached"
+    reason = figure.limit(rows, threads) if figure.limit else ""
+    return f"{_number(figure, value)}, **not reached**" + (f" ({reason})" if reason else "")
 
 
-_EAGER, _COMPILED = ["F.cross_entropy"], ["torch.compile"]
+_SCE = "soft_cross_entropy"
 _SHAPES = ["65536x10", "65536x100", "65536x1000"]
 _RANDOM = ["torch Dirichlet", "numpy dirichlet"]
 _DIRICHLET = "dirichlet 1000000x10, {}, against the faster of torch and numpy"
+_DRAWS = "Philox and the formulas of a draw"
 _UPDATE, _ADAM, _IMAGES = "impression_update_", "Adam fused, prior, clamp", "1000x1x32x32"
 
 
 def _row_loss(op: str, eager: str, targets: tuple[float, ...], compiled: float) -> list[Figure]:
     """Return the figures of a row loss: against eager torch for each shape, and against torch.compile."""
+
+    def figure(name: str, target: float, shapes: list[str], peer: str) -> Figure:
+        return Figure(f"{op} {name}", target, op, shapes, [peer], limit=of_roofline(op, shapes, peer))
+
     return [
         *(
-            Figure(f"{op} {shape} against {eager}", target, op, [shape], [eager])
+            figure(f"{shape} against {eager}", target, [shape], eager)
             for shape, target in zip(_SHAPES, targets, strict=True)
         ),
-        Figure(f"{op} 65536x1000 against torch.compile", compiled, op, _SHAPES[2:], _COMPILED),
-        Figure(f"{op} with 65536 rows, the least against torch.compile", 1.5, op, _SHAPES, _COMPILED),
+        figure("65536x1000 against torch.compile", compiled, _SHAPES[2:], "torch.compile"),
+        figure("with 65536 rows, the least against torch.compile", 1.5, _SHAPES, "torch.compile"),
         Figure(f"{op} 100x10 against {eager}", 1.0, op, ["100x10"], [eager]),
     ]
 
 
-def _synthesis(setting: str, images: str, target: float | None, peer: str) -> Figure:
-    return Figure(f"synthesis, {setting}, against the {peer}", target, "synthesis", [images], [peer], setting)
-
-
-def _distillation(setting: str, target: float | None) -> Figure:
-    name = f"distillation, {setting}, against the plain loop"
-    return Figure(name, target, "distillation", ["128"], ["plain loop"], setting)
+def _job(op: str, setting: str, shape: str, target: float | None, peer: str) -> Figure:
+    limit = by_convolutions(op, setting, peer)
+    return Figure(f"{op}, {setting}, against the {peer}", target, op, [shape], [peer], setting, limit)
 
 
 FIGURES: list[AnyFigure] = [
-    *_row_loss("soft_cross_entropy", "F.cross_entropy", (6.0, 4.0, 12.0), 2.5),
+    *_row_loss(_SCE, "F.cross_entropy", (6.0, 4.0, 12.0), 2.5),
     Figure(
-        "soft_cross_entropy 65536x1000 with out=, share of the copy bandwidth",
+        f"{_SCE} 65536x1000 with out=, share of the copy bandwidth",
         0.8,
-        "soft_cross_entropy",
+        _SCE,
         _SHAPES[2:],
         [],
+        limit=without_overlap(_SCE, _SHAPES[2]),
     ),
     *_row_loss("distillation_loss", "F.kl_div", (6.0, 4.0, 30.0), 8.0),
     *(
-        Figure(_DIRICHLET.format(beta), 4.0, "dirichlet", ["1000000x10"], _RANDOM, beta)
+        Figure(_DIRICHLET.format(beta), 4.0, "dirichlet", ["1000000x10"], _RANDOM, beta, always(_DRAWS))
         for beta in ("beta=1", "beta=0.1")
     ),
     Figure(f"{_UPDATE} {_IMAGES} against {_ADAM}", 2.0, _UPDATE, [_IMAGES], [_ADAM]),
-    _synthesis("LeNet-5, batch 100, 50 steps", "400", 4.0, "plain loop"),
-    _synthesis("LeNet-5, recipe fast", "400", 4.0, "plain loop"),
-    _synthesis("AlexNet, recipe fast", "200", None, FROZEN),
-    _synthesis("ResNet-20, recipe fast", "200", None, FROZEN),
-    _distillation("LeNet-5 to LeNet-5-Half", 2.5),
-    _distillation("AlexNet to AlexNetHalf", None),
-    _distillation("ResNet-20 to ResNet-8", None),
+    _job("synthesis", "LeNet-5, batch 100, 50 steps", "400", 4.0, "plain loop"),
+    _job("synthesis", "LeNet-5, recipe fast", "400", 4.0, "plain loop"),
+    _job("synthesis", "AlexNet, recipe fast", "200", None, FROZEN),
+    _job("synthesis", "ResNet-20, recipe fast", "200", None, FROZEN),
+    _job("distillation", "LeNet-5 to LeNet-5-Half", "128", 2.5, "plain loop"),
+    _job("distillation", "AlexNet to AlexNetHalf", "128", None, "plain loop"),
+    _job("distillation", "ResNet-20 to ResNet-8", "128", None, "plain loop"),
     JobFigure("ResNet-20 to ResNet-8, all of the recipe, derived from its two rates", 1.5, RESNET_JOB),
 ]
 
 
 def figures_table(rows: pd.DataFrame) -> str:
-    """Return targets, limits and results for each number of threads, as Markdown."""
+    """Return targets and results for each number of threads, as Markdown."""
     counts = sorted(set(rows["threads"]))
-    heads = ["figure", "target", *(f"{count} thread{'s' * (count > 1)}" for count in counts), "limit"]
+    heads = ["figure", "target", *(f"{count} thread{'s' * (count > 1)}" for count in counts)]
     lines = [
         [
             figure.name,
             _number(figure, figure.target) if figure.target is not None else "",
             *(_result(figure, rows, count) for count in counts),
-            figure.limit,
         ]
         for figure in FIGURES
     ]

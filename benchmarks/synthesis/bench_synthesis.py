@@ -52,7 +52,7 @@ def _lenet() -> nn.Module:
     return load_model(_MNIST.teacher.model, _MNIST.teacher.weights)
 
 
-_JOBS = {
+JOBS = {
     # The work before and after the steps is done once per impression: fewer steps weigh it more.
     "LeNet-5, batch 100, 50 steps": _Job(_lenet, _MNIST.input_spec, "paper", 400, 50),
     "LeNet-5, recipe fast": _Job(_lenet, _MNIST.input_spec, "fast", 400, 60),
@@ -61,8 +61,8 @@ _JOBS = {
     "LeNet-5, batch 100, 2 steps": _Job(_lenet, _MNIST.input_spec, "paper", 100, 2),
     "LeNet-5, recipe fast, 2 steps": _Job(_lenet, _MNIST.input_spec, "fast", 100, 2),
 }
-SETTINGS = list(_JOBS)[:4]
-QUICK_SETTINGS = list(_JOBS)[4:]
+SETTINGS = list(JOBS)[:4]
+QUICK_SETTINGS = list(JOBS)[4:]
 PROVIDERS = ["zskd_fast", "plain loop", "plain loop, frozen teacher", "plain loop, torch.compile"]
 QUICK_PROVIDERS = PROVIDERS[:3]
 _COMPILED = "LeNet-5, recipe fast"  # the others compile for minutes
@@ -104,7 +104,7 @@ def _check_same_job(job: _Job, device: str) -> None:
 
 
 def test_synthesis(setting: str, threads: int, provider: str, bench: Bench) -> None:
-    job = _JOBS[setting]
+    job = JOBS[setting]
     if provider.endswith("torch.compile") and setting != _COMPILED:
         pytest.skip("its compilation takes minutes")
     if bench.is_first_turn and provider == PROVIDERS[0]:

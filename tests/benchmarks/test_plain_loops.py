@@ -36,7 +36,7 @@ def test_the_plain_distillation_takes_the_step_of_the_distiller(pair: str) -> No
 
 @pytest.mark.parametrize("job", ["LeNet-5, recipe fast, 2 steps", "ResNet-20, recipe fast"])
 def test_the_plain_synthesis_takes_the_step_of_the_synthesizer(job: str) -> None:
-    bench_synthesis._check_same_job(bench_synthesis._JOBS[job], "cpu")
+    bench_synthesis._check_same_job(bench_synthesis.JOBS[job], "cpu")
 
 
 def test_the_plain_noise_has_the_distribution_of_the_packages() -> None:

@@ -12,7 +12,7 @@ import torch
 pd = pytest.importorskip("pandas", reason="the benchmarks need the extra `bench`")
 pytest.importorskip("matplotlib", reason="the benchmarks need the extra `bench`")
 
-from benchmarks import plots, report, tables  # noqa: E402
+from benchmarks import limits, plots, report, tables  # noqa: E402
 from benchmarks.figures import FIGURES, figures_table  # noqa: E402
 from benchmarks.measure import Key, Measurement, Session  # noqa: E402
 from benchmarks.results import (  # noqa: E402
@@ -187,6 +187,65 @@ def test_the_share_of_the_copy_is_a_figure_too() -> None:
     rows = _rows({"shape": "65536x1000", "provider": "zskd_fast, out="})
     (line,) = [line for line in figures_table(rows).splitlines() if "copy bandwidth" in line]
     assert "| 80% | 75%, **not reached** |" in line
+
+
+def _row_loss(shape: str, **change: float) -> list[dict[str, Any]]:
+    """Rows of a row loss that is five times faster: 1 s on two threads, and 1 s on one thread in the caches."""
+    case = {"shape": shape, "median_s": 1.0}
+    caches = case | {"op": "in the caches", "setting": "soft_cross_entropy", "threads": 1}
+    return [case, case | {"median_s": 5.0, "provider": "F.cross_entropy"}, caches | change]
+
+
+def test_a_figure_that_is_not_reached_states_its_limit() -> None:
+    copy = {"op": "copy", "setting": "", "provider": "torch", "gb_per_s": 65536 * 1000 * 12 / 1e9}
+    buffer = {"shape": "65536x10", "provider": "zskd_fast, out=", "median_s": 0.8}
+    table = figures_table(_rows(*_row_loss("65536x10"), buffer, copy | {"gb_per_s": 1e-6}))
+    assert "5.0x, **not reached** (at most 10.0x by arithmetic, 6.2x with out=) |" in table, "data in the caches"
+    table = figures_table(_rows(*_row_loss("65536x1000"), copy))
+    assert "| 12.0x | not measured | 5.0x, **not reached** (at most 5.0x by memory) |" in table
+    assert "5.0x, **not reached** |" in figures_table(_rows(*_row_loss("65536x1000"))), "without the copy"
+    table = figures_table(_rows(*_row_loss("65536x10", median_s=0.1), *_row_loss("65536x100")))
+    assert "| 4.0x | not measured | 5.0x, reached |" in table
+
+
+def test_the_share_of_the_copy_is_limited_by_arithmetic_beside_memory() -> None:
+    share = {"shape": "65536x1000", "provider": "zskd_fast, out="}
+    caches = {"op": "in the caches", "setting": "soft_cross_entropy", "shape": "65536x1000", "threads": 1}
+    copy = {"op": "copy", "setting": "", "provider": "torch", "gb_per_s": 65536 * 1000 * 12 / 1e9}
+    table = figures_table(_rows(share, caches | {"median_s": 2.0}, copy))
+    assert "75%, **not reached** (50% if arithmetic and memory did not overlap) |" in table
+
+
+def test_a_job_is_limited_by_its_convolutions() -> None:
+    case = {"op": "distillation", "setting": "LeNet-5 to LeNet-5-Half", "shape": "128"}
+    jobs = [case | {"median_s": 1.0}, case | {"median_s": 2.0, "provider": "plain loop"}]
+    alone = case | {"op": "convolutions", "shape": "1", "threads": 1, "median_s": 1.6}
+    assert "| 2.0x, **not reached** (at most 2.5x by convolutions) |" in figures_table(_rows(*jobs, alone))
+
+
+_DISASSEMBLY = """
+0000000000001000 <zskd::other()>:
+    1000:	jmp    1000 <zskd::other()>
+
+0000000000001010 <zskd::kernel(int)>:
+    1010:	vmovaps %zmm0,%zmm1
+    1016:	vmovups (%rsi,%rax,4),%zmm2
+    1020:	vfmadd132ps %zmm6,%zmm13,%zmm2
+    1026:	vshufps $0x44,%zmm2,%zmm2,%zmm4
+    102c:	cmp    %rdx,%rax
+    1030:	jne    1020 <zskd::kernel(int)+0x10>
+    1036:	jne    1010 <zskd::kernel(int)>
+    103c:	ret
+"""
+
+
+def test_the_innermost_loops_are_found_in_a_disassembly(monkeypatch: pytest.MonkeyPatch) -> None:
+    ((body,),) = ([*limits.functions(_DISASSEMBLY, "kernel")],)
+    (loop,) = limits.innermost_loops(body)
+    assert [text.split()[0] for text in loop.instructions] == ["vfmadd132ps", "vshufps", "cmp", "jne"]
+    assert limits.describe(loop) == ""
+    monkeypatch.setattr(limits, "_FEWEST", 2)
+    assert limits.describe(loop) == "4 instructions: 2 on 16 floats, 1 fused multiplications, 1 shuffles"
 
 
 def test_a_figure_without_a_target_states_its_value_alone() -> None:
