@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 import zskd_fast
-from benchmarks.whole_jobs import rate
+from benchmarks.whole_jobs import WholeJob, rate
 from zskd_fast._extension import _C
 
 _LARGER_THAN_CACHES = 64 << 20  # bytes
@@ -81,15 +81,33 @@ def without_overlap(op: str, shape: str) -> Limit:
     return limit
 
 
-def by_convolutions(op: str, setting: str, peer: str) -> Limit:
-    """The job takes at least its convolutions, divided among the threads."""
+def by_convolutions(op: str, setting: str, peer: str, convolutions: str = "") -> Limit:
+    """The job takes at least its convolutions, divided among the threads; by default their setting is the job's."""
 
     def limit(rows: pd.DataFrame, threads: int) -> str:
-        alone = rate(rows, "convolutions", setting, "zskd_fast", 1)
+        alone = rate(rows, "convolutions", convolutions or setting, "zskd_fast", 1)
         theirs = rate(rows, op, setting, peer, threads)
-        return f"at most {alone * threads / theirs:.1f}x by convolutions" if alone and theirs else ""
+        return _by_convolutions(1 / theirs, 1 / (alone * threads)) if alone and theirs else ""
 
     return limit
+
+
+def of_whole_job(job: WholeJob) -> Limit:
+    """The same for a synthesis and a distillation together, against the plain loop."""
+
+    def limit(rows: pd.DataFrame, threads: int) -> str:
+        images = rate(rows, "convolutions", job.synthesis, "zskd_fast", 1)
+        steps = rate(rows, "convolutions", job.distillation, "zskd_fast", 1)
+        theirs = job.seconds(rows, "plain loop", threads)
+        if not images or not steps or not theirs:
+            return ""
+        return _by_convolutions(theirs, (job.image_steps / images + job.student_steps / steps) / threads)
+
+    return limit
+
+
+def _by_convolutions(theirs: float, convolutions: float) -> str:
+    return f"at most {theirs / convolutions:.1f}x by convolutions"
 
 
 def always(text: str) -> Limit:
