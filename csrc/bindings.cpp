@@ -42,6 +42,7 @@ PYBIND11_MODULE(_C, m) {
   using release_gil = py::call_guard<py::gil_scoped_release>;
   m.def("soft_cross_entropy", &zskd::ops::soft_cross_entropy, release_gil());
   m.def("distillation_loss", &zskd::ops::distillation_loss, release_gil());
+  m.def("scale_grad_", &zskd::ops::scale_grad_, release_gil());
   m.def("dirichlet", &zskd::ops::dirichlet, release_gil());
   m.def("philox", &zskd::ops::philox, release_gil());
   m.def("impression_update_", &zskd::ops::impression_update_, release_gil());

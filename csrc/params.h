@@ -21,6 +21,14 @@ struct RowLossParams {
   double grad_weight;  // weight of one row in the reduced loss; the gradient is multiplied by it
 };
 
+// scale_grad, for the CUDA backend only
+struct ScaleGradParams {
+  void* grad;          // `size` elements, dense
+  const void* weight;  // one number, on the device
+  Dtype dtype;         // of both: f32 or f64
+  int64_t size;
+};
+
 struct DirichletParams {
   const void* concentration;     // [rows, classes]
   int64_t concentration_stride;  // 0 if all rows have the same concentration

@@ -13,6 +13,7 @@ using Stream = CUstream_st*;  // cudaStream_t, without the toolkit's headers
 
 void soft_cross_entropy(const RowLossParams& p, Stream stream);
 void distillation_loss(const RowLossParams& p, Stream stream);
+void scale_grad(const ScaleGradParams& p, Stream stream);
 void dirichlet(const DirichletParams& p, Stream stream);  // a row with an invalid concentration becomes NaN
 void philox(const PhiloxParams& p, Stream stream);
 void impression_update(const ImpressionUpdateParams& p, Stream stream);

@@ -17,6 +17,8 @@ LossAndGrad soft_cross_entropy(const at::Tensor& logits, const at::Tensor& targe
                                const std::string& reduction, bool with_grad, std::optional<at::Tensor> grad_out);
 LossAndGrad distillation_loss(const at::Tensor& student_logits, const at::Tensor& teacher_logits, double temperature,
                               const std::string& reduction, bool with_grad, std::optional<at::Tensor> grad_out);
+// Multiplies the saved gradient of a row loss by its upstream gradient, one number. No device waits for the host.
+void scale_grad_(at::Tensor grad, const at::Tensor& weight);
 at::Tensor dirichlet(const at::Tensor& concentration, const at::Tensor& ids, int64_t seed, bool log);
 at::Tensor philox(const at::Tensor& ids, int64_t count, int64_t seed, int64_t stream, const std::string& distribution,
                   at::ScalarType dtype);

@@ -71,6 +71,20 @@ def test_row_losses_match_the_cpu_in_every_reduction(classes, reduction):
         assert_close(grad.cpu(), want_grad, 6e-6, "gradient")
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_upstream_gradients_scale_the_gradient_as_on_the_cpu(dtype):
+    a, b = rows_and_others("soft_cross_entropy", 300, 1000, dtype)
+    for scale in (1.0, 3.0, 65536.0):
+        for keep in (False, True):  # a kept graph keeps its saved gradient: the second pass gives the same
+            grads = []
+            for leaf, other in ((a.clone(), b), (a.cpu(), b.cpu())):
+                loss = ops.soft_cross_entropy(leaf.requires_grad_(), other, 4.0)
+                passes = [torch.autograd.grad(loss * scale, leaf, retain_graph=keep)[0] for _ in range(1 + keep)]
+                assert torch.equal(passes[0], passes[-1])
+                grads.append(passes[0].cpu())
+            assert_close(grads[0], grads[1], max(6e-6, torch.finfo(dtype).eps), f"scale {scale}, keep {keep}")
+
+
 @pytest.mark.parametrize("classes", [*CLASSES, 256, 1024, 1025, 2500])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_dirichlet_matches_the_bits_of_the_cpu(dtype, classes):

@@ -180,6 +180,19 @@ def test_empty_batch_launches_nothing(op):
     assert loss.shape == (0,) and grad.shape == (0, 10)
 
 
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 257, 9000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_gradient_is_scaled_by_a_number_on_the_device(dtype, count):
+    grad = torch.randn(count, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    for number in (1.0, 0.0, 65536.0, 1 + torch.finfo(dtype).eps, math.nan):
+        weight = torch.tensor(number, dtype=dtype)
+        for order, most_blocks in orders(4):
+            for offset in (0, 1):
+                got = grad.clone()
+                emulated.scale_grad_(got, weight, offset=offset, order=order, most_blocks=most_blocks)
+                torch.testing.assert_close(got, grad * weight, rtol=0, atol=0, equal_nan=True)
+
+
 # --- dirichlet and philox: same bits as on the CPU ---
 
 

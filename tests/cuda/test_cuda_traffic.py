@@ -90,6 +90,17 @@ def test_impression_update_uses_vectors_only_if_all_tensors_allow_it():
     assert update_traffic(shape=(4, 3, 7, 7), bounds=3).wide_loads == 0
 
 
+def test_gradient_is_neither_read_nor_written_for_a_weight_of_1():
+    moved = []
+    for weight in (1.0, 2.0):
+        emulated.scale_grad_(torch.rand(64, 100), torch.tensor(weight), traffic=moved)
+    one, two = moved
+    threads = 256  # of the only block; each reads the weight
+    assert (one.load_bytes, one.store_bytes) == (4 * threads, 0)
+    assert (two.load_bytes, two.store_bytes) == (4 * threads + 4 * 6400, 4 * 6400)
+    assert two.wide_stores == two.stores
+
+
 def test_total_variation_grad_uses_vectors_for_all_but_the_neighbors_in_the_row():
     moved = []
     for shape in ((4, 3, 8, 8), (4, 3, 7, 7)):

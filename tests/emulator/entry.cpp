@@ -32,6 +32,7 @@ const char* report_of(const Call& call) {
 
 EMULATED_OP(soft_cross_entropy, RowLossParams)
 EMULATED_OP(distillation_loss, RowLossParams)
+EMULATED_OP(scale_grad, ScaleGradParams)
 EMULATED_OP(dirichlet, DirichletParams)
 EMULATED_OP(philox, PhiloxParams)
 EMULATED_OP(impression_update, ImpressionUpdateParams)

@@ -44,6 +44,11 @@ void row_loss(void (*op)(const RowLossParams&, cuda::Stream), Dtype a_dtype, Dty
      nullptr);
 }
 
+void scale_grad(Dtype dtype, int64_t size, int64_t offset) {
+  Buffer grad(size, dtype, offset), weight(1, dtype);
+  cuda::scale_grad({grad.data(), weight.data(), dtype, size}, nullptr);
+}
+
 void dirichlet(Dtype dtype, int64_t classes) {
   const int64_t rows = 3;
   Buffer concentration(rows * classes, dtype), ids(rows, Dtype::f64), out(rows * classes, dtype);
@@ -111,6 +116,7 @@ void all_ops() {
   }
   for (const Dtype dtype : {Dtype::f32, Dtype::f64}) {
     for (const int64_t count : {1, 4, 5, 1023, 1024}) {
+      for (const int64_t offset : {0, 1}) scale_grad(dtype, count, offset);
       for (const Distribution d : {Distribution::uniform, Distribution::normal}) philox(dtype, d, count);
     }
   }

@@ -187,13 +187,29 @@ def test_upstream_gradient_scales_the_gradient(weight):
     assert_close(logits.grad, weight * want, 1e-6, "gradient")
 
 
-def test_repeated_backward_through_a_retained_graph_accumulates():
+@pytest.mark.parametrize("weight", [1.0, -2.5])
+def test_repeated_backward_through_a_retained_graph_accumulates(weight):
+    logits, target = logits_of(ROWS, 10).requires_grad_(), targets_of(ROWS, 10)
+    loss = weight * ops.soft_cross_entropy(logits, target, 4.0)
+    for keep in (True, True, False):
+        loss.backward(retain_graph=keep)
+    want = value_and_grad(ops.soft_cross_entropy, logits, target, 4.0, "mean")[1]
+    assert_close(logits.grad, 3 * weight * want, 1e-6, "gradient")
+
+
+def test_a_batch_of_upstream_gradients_gives_a_batch_of_gradients():
     logits, target = logits_of(ROWS, 10).requires_grad_(), targets_of(ROWS, 10)
     loss = ops.soft_cross_entropy(logits, target, 4.0)
-    for _ in range(3):
-        loss.backward(retain_graph=True)
+    (grads,) = torch.autograd.grad(loss, logits, torch.tensor([1.0, -2.5]), is_grads_batched=True)
     want = value_and_grad(ops.soft_cross_entropy, logits, target, 4.0, "mean")[1]
-    assert_close(logits.grad, 3 * want, 1e-6, "gradient")
+    assert_close(grads, torch.stack([want, -2.5 * want]), 1e-6, "gradient")
+
+
+def test_a_gradient_without_a_reduction_is_that_of_the_sum():
+    logits, target = logits_of(ROWS, 10), targets_of(ROWS, 10)
+    losses, grad = ops.soft_cross_entropy_value_and_grad(logits, target, 4.0, reduction="none")
+    total, want = ops.soft_cross_entropy_value_and_grad(logits, target, 4.0, reduction="sum")
+    assert torch.equal(grad, want) and losses.shape == (ROWS,) and torch.isclose(losses.sum(), total)
 
 
 def test_forward_without_grad_has_the_same_loss():

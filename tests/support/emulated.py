@@ -93,6 +93,15 @@ class RowLossParams(ctypes.Structure):
     ]
 
 
+class ScaleGradParams(ctypes.Structure):
+    _fields_ = [
+        ("grad", ctypes.c_void_p),
+        ("weight", ctypes.c_void_p),
+        ("dtype", ctypes.c_int8),
+        ("size", ctypes.c_int64),
+    ]
+
+
 class DirichletParams(ctypes.Structure):
     _fields_ = [
         ("concentration", ctypes.c_void_p),
@@ -170,6 +179,7 @@ class Traffic(ctypes.Structure):
 PARAMS = {
     "soft_cross_entropy": RowLossParams,
     "distillation_loss": RowLossParams,
+    "scale_grad": ScaleGradParams,
     "dirichlet": DirichletParams,
     "philox": PhiloxParams,
     "impression_update": ImpressionUpdateParams,
@@ -264,6 +274,21 @@ def row_loss(
     if traffic is not None:
         traffic.append(moved)
     return loss.checked(), gradient.checked() if grad else None
+
+
+def scale_grad_(
+    grad: Tensor, weight: Tensor, *, offset: int = 0, traffic: list[Traffic] | None = None, **how: int
+) -> None:
+    """Update grad in place; `offset` shifts it in memory."""
+    held = Output(tuple(grad.shape), grad.dtype, offset)
+    held.tensor.copy_(grad)
+    params = ScaleGradParams(
+        grad=held.tensor.data_ptr(), weight=weight.data_ptr(), dtype=DTYPES[grad.dtype], size=grad.numel()
+    )
+    moved = call("scale_grad", params, **how)
+    grad.copy_(held.checked())
+    if traffic is not None:
+        traffic.append(moved)
 
 
 def dirichlet(

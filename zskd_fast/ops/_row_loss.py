@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zskd_fast.ops._dispatch import needs_grad
+from zskd_fast._extension import _C
+from zskd_fast.ops._dispatch import is_eager, needs_grad
 
 Kernel = Callable[..., tuple[Tensor, Tensor]]
 Loss = Callable[..., Tensor]
@@ -104,24 +105,32 @@ def save_grad(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) 
     ctx.dtype = inputs[0].dtype
 
 
-def _may_return_saved(grad_loss: Tensor) -> bool:
-    """Return whether backward may return the saved gradient itself: the upstream gradient is 1, and the graph is freed.
+def _may_change_saved(grad: Tensor, weight: Tensor) -> bool:
+    """Return whether backward may scale the saved gradient in place: an eager call, after which the graph is freed.
 
-    This saves a pass over [N, K] in the common `loss.backward()` (for 16-bit logits the multiplication: the rounding
-    remains). It is limited to eager calls on a CPU: reading the upstream gradient would make a GPU wait, and a traced
-    graph cannot branch on its value.
+    Under is_grads_batched the weight has no memory of its own.
     """
-    if torch.compiler.is_compiling() or type(grad_loss) is not Tensor or not grad_loss.is_cpu or grad_loss.dim() > 0:
-        return False
-    return not torch._C._autograd._get_current_graph_task_keep_graph() and grad_loss.item() == 1.0
+    return (
+        is_eager(grad, weight)
+        and torch._C._has_storage(weight)
+        and weight.dim() == 0
+        and (grad.dtype, grad.device) == (weight.dtype, weight.device)
+        and grad.is_contiguous()
+        and not torch._C._autograd._get_current_graph_task_keep_graph()
+    )
 
 
 def scale_grad(op: str, ctx: Any, grad_loss: Tensor) -> Tensor:
-    """Return the gradient of the logits, [N, K], for the upstream gradient of the loss, a scalar or [N]."""
+    """Return the gradient of the logits, [N, K], for the upstream gradient of the loss, a scalar or [N].
+
+    In the common `loss.backward()` the upstream gradient is 1, and the saved gradient is returned without a pass over
+    it (for 16-bit logits the rounding remains). On a CUDA device the kernel finds that out: the host does not wait.
+    """
     (grad,) = ctx.saved_tensors
     if torch.is_grad_enabled():
         raise RuntimeError(f"{op}: double backward is not provided; use zskd_fast.reference.{op} where it is needed")
-    if _may_return_saved(grad_loss):
+    if _may_change_saved(grad, grad_loss):
+        _C.scale_grad_(grad, grad_loss)
         return grad.to(ctx.dtype)
     weight = grad_loss if grad_loss.dim() == 0 else grad_loss.unsqueeze(1)
     return (grad * weight).to(ctx.dtype)

@@ -102,7 +102,8 @@ def soft_cross_entropy_value_and_grad(
             instead of a new tensor.
 
     Returns:
-        The loss, and the gradient of the reduced loss [..., K] in the dtype of logits or of `out`.
+        The loss, and the gradient of the reduced loss [..., K] in the dtype of logits or of `out`. With "none" that is
+        the gradient of the sum, which itself is not computed.
 
     Raises:
         ValueError, TypeError: As `soft_cross_entropy`; or `out` does not fit.

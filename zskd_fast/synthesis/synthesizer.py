@@ -316,7 +316,8 @@ class Synthesizer:
     ) -> torch.Tensor:
         """Return the gradient of the summed loss: unlike a mean, a sum does not depend on the size of the batch.
 
-        The op writes the gradient of the logits into a buffer, from which the teacher's backward pass starts.
+        The op writes the gradient of the logits into a buffer, from which the teacher's backward pass starts. The sum
+        itself is not computed.
         """
         in_bfloat16 = torch.autocast(self.device.type, torch.bfloat16, self.recipe.teacher_precision == "bfloat16")
         with torch.enable_grad(), self.timer("teacher forward"), self._overrides, in_bfloat16:
@@ -326,7 +327,7 @@ class Synthesizer:
             distance = prior.distance() if prior else None
         with self.timer("loss"):
             ops.soft_cross_entropy_value_and_grad(
-                logits, target, self.recipe.temperature, reduction="sum", out=grad_logits
+                logits, target, self.recipe.temperature, reduction="none", out=grad_logits
             )
         with self.timer("teacher backward"):
             if distance is None:
