@@ -16,7 +16,11 @@ constexpr int kGroups = kThreads / kPartialSums;
 constexpr int kChunk = 1024;  // elements in shared memory
 // A block takes as many short rows as fit into this many elements, or one row. A larger number would mean fewer blocks.
 constexpr int kElementsPerBlock = 2 * kThreads;
+// The variates of a longer row are held in dynamic shared memory, beside a chunk and a few numbers, up to this many.
+template <class A>
+constexpr int64_t kHeldClasses = kSharedBytes / static_cast<int64_t>(sizeof(A)) - kChunk - 2 * kWarp;
 static_assert(kChunk % kPartialSums == 0, "a thread keeps its partial sum from chunk to chunk");
+static_assert(kChunk % kThreads == 0, "an element belongs to the same thread in every pass over a row");
 
 template <class T>
 struct Sampler {
@@ -114,16 +118,37 @@ __device__ A block_max(A value) {
   return value;
 }
 
+// The variates of a row that one block samples. A held row keeps them in shared memory, where each thread reads only
+// what it has written: element c belongs to thread c % kThreads in every pass.
+template <class T, bool kHeld>
+struct LongRow {
+  using A = accumulate_t<T>;
+
+  const Sampler<T>& p;
+  int64_t row;
+
+  __device__ static A* held() { return reinterpret_cast<A*>(dynamic_shared_memory); }
+  __device__ A first_draw(int64_t c) const {
+    const A value = p.log_gamma(row, c);
+    if constexpr (kHeld) held()[c] = value;
+    return value;
+  }
+  __device__ A drawn(int64_t c) const {
+    if constexpr (kHeld) return held()[c];
+    return p.log_gamma(row, c);
+  }
+};
+
 // The sum of exp(log Gamma - max) over a row of any length; every thread of the block gets it.
-template <class T, class A>
-__device__ A long_row_sum(const Sampler<T>& p, int64_t row, A max) {
+template <class Row, class A>
+__device__ A long_row_sum(const Row& row, int64_t classes, A max) {
   static __shared__ A exponential[kChunk];
   static __shared__ A total;
   A sum = 0;  // in each of the first sixteen threads: its partial sum
-  for (int64_t first = 0; first < p.classes; first += kChunk) {
-    const int count = static_cast<int>(p.classes - first < kChunk ? p.classes - first : kChunk);
+  for (int64_t first = 0; first < classes; first += kChunk) {
+    const int count = static_cast<int>(classes - first < kChunk ? classes - first : kChunk);
     for (int i = threadIdx.x; i < count; i += kThreads)
-      exponential[i] = math::exp_nonpositive(p.log_gamma(row, first + i) - max);
+      exponential[i] = math::exp_nonpositive(row.drawn(first + i) - max);
     __syncthreads();
     if (threadIdx.x < kPartialSums) {
       for (int i = threadIdx.x; i < count; i += kPartialSums) sum += exponential[i];
@@ -136,28 +161,32 @@ __device__ A long_row_sum(const Sampler<T>& p, int64_t row, A max) {
   return total;
 }
 
-// A row that does not fit into shared memory is drawn three times: for its maximum, for its sum and for the output.
-// This needs no memory for the draws.
-template <class T>
+// A row that does not even fit into dynamic shared memory is drawn three times: for its maximum, for its sum and for
+// the output. This needs no memory for the draws.
+template <class T, bool kHeld>
 __global__ void __launch_bounds__(kThreads) long_rows(const Sampler<T> p) {
   using A = accumulate_t<T>;
-  for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
+  for (int64_t n = blockIdx.x; n < p.rows; n += gridDim.x) {
+    const LongRow<T, kHeld> row = {p, n};
     A max = -math::infinity<A>();
-    for (int64_t c = threadIdx.x; c < p.classes; c += kThreads) max = math::at_least(max, p.log_gamma(row, c));
+    for (int64_t c = threadIdx.x; c < p.classes; c += kThreads) max = math::at_least(max, row.first_draw(c));
     max = block_max(max);
-    const A sum = long_row_sum(p, row, max);
+    const A sum = long_row_sum(row, p.classes, max);
     for (int64_t c = threadIdx.x; c < p.classes; c += kThreads) {
-      const A value = p.log_gamma(row, c) - max;
-      p.write(row, c, value, math::exp_nonpositive(value), sum);
+      const A value = row.drawn(c) - max;
+      p.write(n, c, value, math::exp_nonpositive(value), sum);
     }
   }
 }
 
 template <class T>
 void sample(const DirichletParams& params, cudaStream_t stream) {
+  using A = accumulate_t<T>;
   const Sampler<T> p(params);
-  const auto kernel = p.classes <= kChunk ? short_rows<T> : long_rows<T>;
-  launch(kOp, kernel, p, p.rows, p.classes <= kChunk ? p.rows_per_block : 1, kThreads, stream);
+  if (p.classes <= kChunk) return launch(kOp, short_rows<T>, p, p.rows, p.rows_per_block, kThreads, stream);
+  if (p.classes > kHeldClasses<A>) return launch(kOp, long_rows<T, false>, p, p.rows, 1, kThreads, stream);
+  const int64_t bytes = p.classes * static_cast<int64_t>(sizeof(A));
+  launch(kOp, long_rows<T, true>, p, p.rows, 1, kThreads, stream, bytes);
 }
 
 }  // namespace

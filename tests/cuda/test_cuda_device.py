@@ -85,7 +85,7 @@ def test_upstream_gradients_scale_the_gradient_as_on_the_cpu(dtype):
             assert_close(grads[0], grads[1], max(6e-6, torch.finfo(dtype).eps), f"scale {scale}, keep {keep}")
 
 
-@pytest.mark.parametrize("classes", [*CLASSES, 256, 1024, 1025, 2500])
+@pytest.mark.parametrize("classes", [*CLASSES, 256, 1024, 1025, 2500, 5056, 5057, 11200, 11201])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_dirichlet_matches_the_bits_of_the_cpu(dtype, classes):
     alpha = (torch.rand(500, classes, generator=torch.Generator().manual_seed(classes)) * 2 + 0.01).to(dtype)

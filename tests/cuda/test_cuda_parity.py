@@ -216,6 +216,17 @@ def test_dirichlet_has_the_bits_of_the_cpu(dtype, classes):
         assert same_bits(got, ops.dirichlet(alpha, ids, seed=2**62 + 9, log=log)), f"log={log}"
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_dirichlet_holds_a_row_up_to_the_shared_memory_of_a_block(dtype):
+    """Up to this many classes a variate is drawn once; beyond, three times."""
+    most = 5056 if dtype == torch.float64 else 11200
+    for classes in (most, most + 1):
+        alpha, ids = concentration_of(2, classes, dtype), torch.arange(2) + 2**40
+        for log in (False, True):
+            got = emulated.dirichlet(alpha, ids, seed=5, log=log, order=classes, most_blocks=1)
+            assert same_bits(got, ops.dirichlet(alpha, ids, seed=5, log=log)), f"{classes} classes, log={log}"
+
+
 @pytest.mark.parametrize("classes", [3, 10, 300, 1025])
 def test_dirichlet_has_the_same_bits_in_every_order(classes):
     alpha, ids = concentration_of(20, classes)[:6], torch.arange(6)

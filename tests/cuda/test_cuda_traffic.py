@@ -135,7 +135,7 @@ def test_bytes_per_element(capsys):
     """Bytes per element of the matrix or image. "least": every input is read once, every output written once."""
     cases = [
         *((op, k, row_loss_traffic(op, k, torch.float32), ROWS * k, 12) for op in ROW_LOSSES for k in LENGTHS),
-        *(("dirichlet", k, dirichlet_traffic(k), ROWS * k, 8) for k in (10, 1000, 5000)),
+        *(("dirichlet", k, dirichlet_traffic(k), ROWS * k, 8) for k in (10, 1000, 5000, 12000)),
         ("impression_update_", 64, update_traffic(), 4 * 3 * 64, 28),
     ]
     lines = [f"{'op, float32':<22}{'K':>6}{'read':>8}{'written':>9}{'least':>7}{'times':>7}"]
@@ -143,8 +143,9 @@ def test_bytes_per_element(capsys):
         read, written = moved.load_bytes / elements, moved.store_bytes / elements
         times = (read + written) / least
         lines.append(f"{op:<22}{classes:>6}{read:>8.2f}{written:>9.2f}{least:>7}{times:>7.2f}")
-        # A row too long for registers is read more than once: twice by a loss, three times by a draw.
-        long = classes > (16384 if op in ROW_LOSSES else 1000)
-        assert times <= (1.04 if not long else 1.67 if op in ROW_LOSSES else 2.0)
+        # A row is read more than once if it is too long: twice by a loss, for the registers of a block, three times by
+        # a draw, for its shared memory.
+        once = classes <= (16384 if op in ROW_LOSSES else 5000)
+        assert times <= (1.04 if once else 1.67 if op in ROW_LOSSES else 2.0)
     with capsys.disabled():
         print("\n" + "\n".join(lines))

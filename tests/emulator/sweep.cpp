@@ -111,6 +111,10 @@ void all_ops() {
       }
     }
   }
+  for (const int64_t classes : {5056, 5057, 11200, 11201}) {
+    dirichlet(Dtype::f32, classes);
+    dirichlet(Dtype::f64, classes);
+  }
   for (const int64_t leaves : {1, 10, 128, 300}) {
     for (const int64_t width : {1, 5, 32, 130}) dead_leaves(leaves, leaves % 3 + 1, 5, width);
   }
