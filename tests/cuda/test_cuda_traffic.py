@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import emulated
+import emulated_images
 import pytest
 import torch
 from emulated import Output, accumulate_dtype
@@ -91,10 +92,7 @@ def test_impression_update_uses_vectors_only_if_all_tensors_allow_it():
 
 
 def test_gradient_is_neither_read_nor_written_for_a_weight_of_1():
-    moved = []
-    for weight in (1.0, 2.0):
-        emulated.scale_grad_(torch.rand(64, 100), torch.tensor(weight), traffic=moved)
-    one, two = moved
+    one, two = (emulated.scale_grad_(torch.rand(64, 100), torch.tensor(weight)) for weight in (1.0, 2.0))
     threads = 256  # of the only block; each reads the weight
     assert (one.load_bytes, one.store_bytes) == (4 * threads, 0)
     assert (two.load_bytes, two.store_bytes) == (4 * threads + 4 * 6400, 4 * 6400)
@@ -104,7 +102,7 @@ def test_gradient_is_neither_read_nor_written_for_a_weight_of_1():
 def test_total_variation_grad_uses_vectors_for_all_but_the_neighbors_in_the_row():
     moved = []
     for shape in ((4, 3, 8, 8), (4, 3, 7, 7)):
-        emulated.total_variation_grad_(torch.rand(shape), torch.rand(shape), 0.1, traffic=moved)
+        emulated_images.total_variation_grad_(torch.rand(shape), torch.rand(shape), 0.1, traffic=moved)
     wide, narrow = moved
     vectors = 4 * 3 * 8 * 8 // 4
     assert (wide.wide_stores, wide.stores) == (vectors, vectors)
@@ -117,7 +115,7 @@ def test_dead_leaves_write_each_pixel_once():
     moved = []
     leaves = torch.zeros(ROWS, 10, 9)  # they cover every pixel
     for width in (32, 30):
-        emulated.dead_leaves(leaves, 32, width, traffic=moved)
+        emulated_images.dead_leaves(leaves, 32, width, traffic=moved)
     wide, narrow = moved
     assert wide.store_bytes == 4 * ROWS * 3 * 32 * 32 and narrow.store_bytes == 4 * ROWS * 3 * 32 * 30
     assert wide.wide_stores == wide.stores and narrow.wide_stores == 0

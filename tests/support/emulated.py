@@ -95,10 +95,8 @@ class RowLossParams(ctypes.Structure):
 
 class ScaleGradParams(ctypes.Structure):
     _fields_ = [
-        ("grad", ctypes.c_void_p),
-        ("weight", ctypes.c_void_p),
-        ("dtype", ctypes.c_int8),
-        ("size", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("grad", "weight")),
+        *(("dtype", ctypes.c_int8), ("size", ctypes.c_int64)),
     ]
 
 
@@ -152,8 +150,7 @@ class ImpressionUpdateParams(ctypes.Structure):
 
 class TotalVariationGradParams(ctypes.Structure):
     _fields_ = [
-        ("grad", ctypes.c_void_p),
-        ("x", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("grad", "x")),
         ("dtype", ctypes.c_int8),
         *((name, ctypes.c_int64) for name in ("planes", "height", "row_length", "pixel_stride")),
         ("weight", ctypes.c_double),
@@ -162,8 +159,7 @@ class TotalVariationGradParams(ctypes.Structure):
 
 class DeadLeavesParams(ctypes.Structure):
     _fields_ = [
-        ("numbers", ctypes.c_void_p),
-        ("out", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("numbers", "out")),
         *((name, ctypes.c_int64) for name in ("images", "leaves", "channels", "height", "width")),
     ]
 
@@ -276,19 +272,14 @@ def row_loss(
     return loss.checked(), gradient.checked() if grad else None
 
 
-def scale_grad_(
-    grad: Tensor, weight: Tensor, *, offset: int = 0, traffic: list[Traffic] | None = None, **how: int
-) -> None:
+def scale_grad_(grad: Tensor, weight: Tensor, *, offset: int = 0, **how: int) -> Traffic:
     """Update grad in place; `offset` shifts it in memory."""
     held = Output(tuple(grad.shape), grad.dtype, offset)
     held.tensor.copy_(grad)
-    params = ScaleGradParams(
-        grad=held.tensor.data_ptr(), weight=weight.data_ptr(), dtype=DTYPES[grad.dtype], size=grad.numel()
-    )
-    moved = call("scale_grad", params, **how)
+    pointers = dict(grad=held.tensor.data_ptr(), weight=weight.data_ptr())
+    moved = call("scale_grad", ScaleGradParams(**pointers, dtype=DTYPES[grad.dtype], size=grad.numel()), **how)
     grad.copy_(held.checked())
-    if traffic is not None:
-        traffic.append(moved)
+    return moved
 
 
 def dirichlet(
@@ -400,56 +391,8 @@ def impression_update_(
     )
 
 
-def total_variation_grad_(
-    grad: Tensor, x: Tensor, weight: float, *, offset: int = 0, traffic: list[Traffic] | None = None, **how: int
-) -> None:
-    """Update grad in place. Both are contiguous, or channels-last. `offset` shifts grad in memory."""
-    last = not grad.is_contiguous()
-    count, channels, height, width = grad.shape
-    held = Output((grad.numel(),), grad.dtype, offset)
-    shifted = held.tensor.as_strided(grad.shape, grad.stride())
-    shifted.copy_(grad)
-    moved = call(
-        "total_variation_grad",
-        TotalVariationGradParams(
-            grad=held.tensor.data_ptr(),
-            x=x.data_ptr(),
-            dtype=DTYPES[x.dtype],
-            planes=count if last else count * channels,
-            height=height,
-            row_length=width * channels if last else width,
-            pixel_stride=channels if last else 1,
-            weight=weight,
-        ),
-        **how,
-    )
-    held.checked()
-    grad.copy_(shifted)
-    if traffic is not None:
-        traffic.append(moved)
-
-
-def dead_leaves(
-    leaves: Tensor, height: int, width: int, *, offset: int = 0, traffic: list[Traffic] | None = None, **how: int
-) -> Tensor:
-    images, count, numbers = leaves.shape
-    out = Output((images, numbers - 6, height, width), torch.float32, offset)
-    moved = call(
-        "dead_leaves",
-        DeadLeavesParams(
-            numbers=leaves.data_ptr(),
-            out=out.tensor.data_ptr(),
-            images=images,
-            leaves=count,
-            channels=numbers - 6,
-            height=height,
-            width=width,
-        ),
-        **how,
-    )
-    if traffic is not None:
-        traffic.append(moved)
-    return out.checked()
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
 
 
 def orders(count: int = 8) -> Iterator[tuple[int, int]]:
