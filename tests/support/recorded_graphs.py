@@ -8,7 +8,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from zskd_fast.ops import _row_loss
 from zskd_fast.runtime import cuda_graph
 
 _WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "lift_fresh")
@@ -73,6 +72,4 @@ def install(monkeypatch: pytest.MonkeyPatch) -> list[RecordedGraph]:
     monkeypatch.setattr(cuda_graph, "pays", lambda device, steps: steps > 0)
     monkeypatch.setattr(cuda_graph.Graphs, "_recorded", recorded)
     monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
-    # A shortcut that reads a value on the host, for tensors on a CPU only.
-    monkeypatch.setattr(_row_loss, "_may_return_saved", lambda grad_loss: False)
     return graphs
