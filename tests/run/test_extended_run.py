@@ -140,7 +140,7 @@ def test_an_earlier_student_is_found_again(tmp_path):
 
 
 def _stop_after(monkeypatch, steps):
-    real, done = Distiller._step, []
+    real, done = Distiller._update, []
 
     def step(self, state, *rest):
         if state.step == steps:
@@ -148,7 +148,7 @@ def _stop_after(monkeypatch, steps):
         done.append(state.step)
         real(self, state, *rest)
 
-    monkeypatch.setattr(Distiller, "_step", step)
+    monkeypatch.setattr(Distiller, "_update", step)
     return done
 
 

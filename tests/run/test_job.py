@@ -188,7 +188,7 @@ def test_a_test_set_changes_no_bit_and_is_measured_later_too(tmp_path):
 def test_an_interrupted_distillation_continues_from_its_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setitem(inspect.unwrap(Distiller.fit).__kwdefaults__, "checkpoint_seconds", 0.0)
     _, wanted, whole, _ = _run(tmp_path / "whole")
-    real, steps = Distiller._step, []
+    real, steps = Distiller._update, []
 
     def step(self, state, *rest):
         if len(steps) == 12:
@@ -197,7 +197,7 @@ def test_an_interrupted_distillation_continues_from_its_checkpoint(tmp_path, mon
         steps.append(state.step)
         real(self, state, *rest)
 
-    monkeypatch.setattr(Distiller, "_step", step)
+    monkeypatch.setattr(Distiller, "_update", step)
     with pytest.raises(KeyboardInterrupt):
         _run(tmp_path / "run")
     assert (tmp_path / "run/checkpoint").exists() and not RunFolder.read(tmp_path / "run").is_finished
