@@ -72,6 +72,27 @@ def test_the_teacher_labels_the_same_augmented_batch_that_the_student_sees():
     assert torch.cdist(seen_by_student[PROBED].flatten(1), originals).min() > 0.1, "nothing was augmented"
 
 
+def _with_dropout(p):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(p), nn.Linear(8, 4))
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_the_students_dropout_is_off_unless_the_recipe_keeps_it(active):
+    """Off, the student learns as one without such layers, and is told so; afterwards the layers are as before."""
+    fitted = []
+    for p in (0.5, 0.0):
+        student = _with_dropout(p).eval()
+        student[-2].train()
+        _, history = distilled(vectors(), student=student, student_dropout=active)
+        assert [module.training for module in student] == [False, False, True, False]
+        fitted.append((student[-1].weight.detach(), history.notes.get("dropout")))
+    (dropped, note), (plain, no_note) = fitted
+    assert torch.equal(dropped, plain) != active
+    assert no_note is None and note == (None if active else "that of the student is off while it learns")
+
+
 def test_stored_logits_replace_the_teacher_without_relabel():
     teacher = vector_classifier()
     calls = recorded(teacher)

@@ -229,6 +229,9 @@ class DistillationRecipe:
     """Adam's epsilon."""
     batch_statistics: bool
     """Let the teacher's batch normalization, if it has any, use the statistics of each batch while it labels it."""
+    student_dropout: bool
+    """Whether the student's dropout layers are active while it learns. They keep a student from learning its data by
+    heart, and inputs that never repeat cannot be."""
     calibrate_student: bool
     """Compute the running statistics of the student's batch normalization from impressions, if the teacher has any."""
     shared_layers: bool

@@ -20,7 +20,7 @@ from zskd_fast.distillation.checkpoint import Checkpoint, Saver, TrainingIdentit
 from zskd_fast.distillation.dormant_units import reset_dormant_units
 from zskd_fast.distillation.history import DistillationHistory
 from zskd_fast.distillation.shared_layers import SharedLayers
-from zskd_fast.distillation.student_probe import probe_student, training
+from zskd_fast.distillation.student_probe import dropouts, probe_student, training
 from zskd_fast.distillation.training_step import Rows, TrainingStep
 from zskd_fast.errors import InputError
 from zskd_fast.models.classifier import (
@@ -97,6 +97,7 @@ class Distiller:
         has_batch_norm = bool(batch_norms(self._teacher.model))
         self._labels_on_batch = recipe.batch_statistics and recipe.relabel and has_batch_norm
         self._can_calibrate = recipe.calibrate_student and has_batch_norm and bool(batch_norms(self._student.model))
+        self._silent_dropouts = [] if recipe.student_dropout else dropouts(self._student.model)
         self.shared = SharedLayers.of(self._teacher, self._student) if recipe.shared_layers and recipe.relabel else None
 
     @property
@@ -149,6 +150,8 @@ class Distiller:
             training(self._teacher, self._student),
             self._layers_taken_over(),
         ):
+            for layer in self._silent_dropouts:
+                layer.eval()
             state = self._trained(
                 x,
                 teacher_logits,
@@ -240,7 +243,8 @@ class Distiller:
         notes = {"shared layers": self.shared.description} if self.shared else {}
         uses = ["labels on the statistics of each batch"] if self._labels_on_batch else []
         uses += ["student calibrated on impressions"] if calibrates else []
-        return notes | ({"batch norm": ", ".join(uses)} if uses else {})
+        notes |= {"batch norm": ", ".join(uses)} if uses else {}
+        return notes | ({"dropout": "that of the student is off while it learns"} if self._silent_dropouts else {})
 
     def _layers_taken_over(self) -> contextlib.AbstractContextManager[None]:
         return self.shared.taken_over(self.seed) if self.shared else contextlib.nullcontext()

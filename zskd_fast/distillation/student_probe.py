@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
+from torch import nn
 
 from zskd_fast.errors import InputError
 from zskd_fast.models.classifier import Classifier, frozen, modes_kept
@@ -26,6 +27,12 @@ def training(teacher: Classifier, student: Classifier) -> Iterator[None]:
     ):
         student.model.train()
         yield
+
+
+def dropouts(model: nn.Module) -> list[nn.Module]:
+    """Return the dropout layers of a model that drop something."""
+    layers = (module for module in model.modules() if isinstance(module, nn.modules.dropout._DropoutNd))
+    return [layer for layer in layers if layer.p > 0]
 
 
 def probe_student(teacher: Classifier, student: Classifier, batch_size: int) -> bool:
