@@ -28,7 +28,7 @@ def require_writable_trace(path: Path) -> None:
 
 
 def traced_steps(synthesizer: Synthesizer) -> int:
-    """Return the number of steps in a trace of the synthesis: on a GPU enough for the graph that a whole run uses."""
+    """Return the number of steps in a trace: on a GPU enough for the graphs that a whole run uses."""
     uses_graph = cuda_graph.pays(synthesizer.device, synthesizer.recipe.steps)
     return cuda_graph.WORTH_CAPTURING if uses_graph else STEPS
 
@@ -42,9 +42,9 @@ def profile_synthesis(synthesizer: Synthesizer, path: Path) -> int:
 
 
 def profile_job(job: Job, synthesis: SynthesisRecipe, path: Path, *, layer: str | torch.Tensor | None = None) -> int:
-    """Write a trace of a few steps of one batch of impressions and of a copy of the student.
+    """Write a trace of a few steps of one batch of impressions, and of as many of a copy of the student.
 
-    Returns the number of steps of the batch.
+    Returns the number of steps.
     """
     synthesizer = Synthesizer(job.teacher, job.input_spec, synthesis, seed=job.seed, layer=layer)
     steps = traced_steps(synthesizer)
@@ -52,7 +52,7 @@ def profile_job(job: Job, synthesis: SynthesisRecipe, path: Path, *, layer: str 
     student = copy.copy(job.student)
     student.model = copy.deepcopy(student.model)
     # A warmup of half the steps, whatever the recipe's share: torch refuses a warmup of exactly one step.
-    recipe = replace(job.distillation, steps=STEPS, warmup_fraction=0.5)
+    recipe = replace(job.distillation, steps=steps, warmup_fraction=0.5)
     distiller = replace(job, student=student, distillation=recipe).distiller()
     write_trace(path, lambda: distiller.fit(short.run(range(synthesis.batch_size)), progress=False))
     return steps
