@@ -33,7 +33,11 @@ class Pair:
 
     def split_models(self, teacher: nn.Module, student: nn.Module, seed: int = 0) -> tuple[Split, Split]:
         """Return both in the form that the plain loop trains; they are changed by it."""
-        parts = self.split(teacher.eval().requires_grad_(False)), self.split(student.train())
+        student.train()
+        for module in student.modules():
+            if isinstance(module, nn.Dropout):  # as in the recipe, off while the student learns
+                module.eval()
+        parts = self.split(teacher.eval().requires_grad_(False)), self.split(student)
         use_batch_statistics(parts[0])
         share_tail(*parts, seed)
         return parts
