@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+pytest.importorskip("pandas", reason="the benchmarks need the extra `bench`")
+
 from benchmarks import machine, measure
 from benchmarks.measure import Bench, Session, device_seconds
 from benchmarks.store import bench_growth, bench_scaling
