@@ -26,24 +26,35 @@ _VALUES = {
 _MEASURES = {"agreement_impressions": "impressions", "agreement_noise": "start noise"}
 
 
-def summary_table(outcomes: list[Outcome]) -> str:
-    """Return a row per setup: the mean accuracy of the teacher, of each measured method, and the paper's."""
+def summary_table(outcomes: list[Outcome], unpruned: list[Outcome]) -> str:
+    """Return a row per setup: the mean accuracy of the teacher, of each measured method, and the paper's.
+
+    ``unpruned`` are of students that start from random weights, as the paper's do.
+    """
+    rows = _by_setup(outcomes)
     methods = [method for method in METHODS if any(each.method == method for each in outcomes)]
-    heads = ["data and models", "teacher", *(METHODS[method] for method in methods), PAPER]
+    columns = {METHODS[method]: _by_method(rows, method) for method in methods}
+    unpruned_rows = _by_method(_by_setup(unpruned), "zskd")
     lines = []
-    for setup, rows in _by_setup(outcomes).items():
-        students = rows.groupby("method")["accuracy"].agg(["mean", "std"])
-        cells = [_mean_and_std(*each) for each in students.reindex(methods).itertuples(index=False)]
+    for setup, students in rows.items():
         paper = SETUPS[setup].published.get(PAPER)
         published = f"{paper.accuracy:.2f}" if paper else ""
-        lines.append([SETUPS[setup].title, f"{100 * rows['teacher_accuracy'].iloc[0]:.2f}", *cells, published])
+        own = unpruned_rows.get(setup, "")
+        cells = [values.get(setup, "") for values in columns.values()]
+        teacher = f"{100 * students['teacher_accuracy'].iloc[0]:.2f}"
+        lines.append([SETUPS[setup].title, teacher, *cells, own, published])
+    heads = ["data and models", "teacher", *columns, "data impressions, random first weights", PAPER]
     return markdown(heads, lines)
 
 
+def _by_method(setups: dict[str, pd.DataFrame], method: str) -> dict[str, str]:
+    """Return the mean accuracy of a method's students for each setup that has any, and its deviation over several."""
+    accuracies = {setup: rows[rows["method"] == method]["accuracy"] for setup, rows in setups.items()}
+    return {setup: _mean_and_std(values.mean(), values.std()) for setup, values in accuracies.items() if len(values)}
+
+
 def _mean_and_std(mean: float, std: float) -> str:
-    """Return a cell; the deviation of a single student is NaN, and so is the mean where none was trained."""
-    if pd.isna(mean):
-        return ""
+    """Return a cell; the deviation of a single student is NaN."""
     return f"{mean:.2f}" if pd.isna(std) else f"{mean:.2f} ± {std:.2f}"
 
 
@@ -153,6 +164,8 @@ def _ranking(setups: dict[str, pd.DataFrame]) -> str:
 
 def _by_setup(outcomes: list[Outcome]) -> dict[str, pd.DataFrame]:
     """Return the outcomes of each setup as a table with the accuracy in percent and the seconds in all."""
+    if not outcomes:
+        return {}
     rows = pd.DataFrame([dataclasses.asdict(each) for each in outcomes])
     rows["accuracy"] = 100 * rows["student_accuracy"]
     rows["seconds"] = rows["synthesis_seconds"] + rows["distillation_seconds"]

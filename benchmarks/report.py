@@ -18,6 +18,9 @@ from zskd_fast.repro.results import change_text, read_outcomes
 from zskd_fast.repro.setups import SETUPS
 from zskd_fast.repro.table import accuracy_table
 
+UNPRUNED = {"distillation.pruned_start": False}
+"""The change of a setup whose students start from random weights."""
+
 
 def main() -> int:
     """Fill the marked places; returns 1 if there is nothing to show."""
@@ -30,8 +33,9 @@ def main() -> int:
     fill(ROOT / "benchmarks" / "README.md", "\n\n".join([*full, *plots]))
     fill(ROOT / "README.md", f"On {_place(found[0])}:\n\n{figures_table(found[0])}")
     plain = [each for each in outcomes if each.change == change_text(SETUPS[each.setup].changes)]
-    fill(ROOT / "README.md", summary_table(plain), mark="accuracy")
-    whole = [*plain, *(each for each in outcomes if each.change == change_text(CURVE["1"]))]
+    unpruned = [each for each in outcomes if each.change == change_text({**SETUPS[each.setup].changes, **UNPRUNED})]
+    fill(ROOT / "README.md", summary_table(plain, unpruned), mark="accuracy")
+    whole = [*plain, *unpruned, *(each for each in outcomes if each.change == change_text(CURVE["1"]))]
     fill(ROOT / "docs" / "recipes.md", accuracy_table(whole), mark="accuracy")
     picture = f"![accuracy](../benchmarks/plots/{draw_curve(outcomes).name})"
     curve = accuracy_table(curve_outcomes(outcomes), published=False)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks import machine
 from benchmarks.distillation import plain_loop as plain_distillation
@@ -26,6 +26,8 @@ from benchmarks.whole_jobs import ACCURACIES
 from zskd_fast.config.recipe import Recipe
 from zskd_fast.config.recipe_files import load_recipe
 from zskd_fast.distillation.distiller import Distiller
+from zskd_fast.distillation.pruned_start import FITTED_INPUTS, pruned_start
+from zskd_fast.models.classifier import Classifier
 from zskd_fast.models.user_models import load_classifier, load_model
 from zskd_fast.real_data.evaluation import TestSet, accuracy, load_test_set
 from zskd_fast.repro.setups import SETUPS, Setup
@@ -96,6 +98,7 @@ def _run_plain(setup: Setup, recipe: Recipe, test: TestSet, seed: int, device: s
     x, _ = plain_synthesis.make_impressions(
         teacher, similarity, setup.input_spec.shape, recipe.synthesis, count=recipe.synthesis.impressions
     )
+    _set_first_weights(teacher, student, setup, x, recipe)
     parts = pair.split_models(teacher, student, seed)
     parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
 
@@ -105,6 +108,17 @@ def _run_plain(setup: Setup, recipe: Recipe, test: TestSet, seed: int, device: s
         return False
 
     plain_distillation.train(*parts, parameters, x, recipe.distillation, after)
+
+
+def _set_first_weights(teacher: nn.Module, student: nn.Module, setup: Setup, x: Tensor, recipe: Recipe) -> None:
+    """Start as the recipe does, by the package, on batches of the plain loop."""
+    models = Classifier(teacher, setup.input_spec), Classifier(student.train(), setup.input_spec, role="student")
+    start, distillation = pruned_start(*models), recipe.distillation
+    assert start is not None
+    count = FITTED_INPUTS // distillation.batch_size
+    drawn = [plain_distillation.draw_batch(x, distillation) for _ in range(count)]
+    batches = [plain_distillation.augment(batch, distillation.augmentation) for batch in drawn]
+    start.set_weights(*models, lambda: batches)
 
 
 @torch.no_grad()

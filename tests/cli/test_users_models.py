@@ -119,6 +119,20 @@ def test_the_students_option_has_a_name_of_its_own(capsys):
     assert all(torch.allclose(value, sets["first"][name], atol=1e-6) for name, value in student("out").items())
 
 
+def test_a_student_with_weights_of_its_own_starts_from_them_and_not_from_its_teachers(capsys):
+    import users_models
+
+    own = users_models.narrow().state_dict()
+    torch.save(own, "start.pth")
+    words = ["run", *MODELS, "--student", "users_models:narrow", *SIZES, *OWN_LAYERS]
+    words += ["--distillation.max-learning-rate", "1e-30"]
+    assert main(*words, "--student-weights", "start.pth", "--out", "own") == 0
+    assert all(torch.allclose(value, own[name], atol=1e-6) for name, value in student("own").items())
+    assert "pruned start" not in capsys.readouterr().out
+    assert main(*words, "--out", "pruned") == 0
+    assert "\npruned start  2 layers of the teacher, pruned to the student's widths\n" in capsys.readouterr().out
+
+
 def test_leftovers_are_one_line_on_stderr(tmp_path):
     state = {f"model.{name}": value for name, value in teacher_state().items()} | {"loss_fn.weight": torch.ones(4)}
     torch.save({"state_dict": state, "hyper_parameters": {"lr": 0.1}}, "last.ckpt")

@@ -25,6 +25,9 @@ def teacher():
 def student():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
 
+def narrow():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 4))
+
 def one_class():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
 

@@ -67,12 +67,13 @@ def augmentation_recipe(**changes) -> AugmentationRecipe:
 
 
 def distillation_recipe(augmentation=None, **changes) -> DistillationRecipe:
-    """The demo's distillation, cut to 20 steps of 8, without shared layers, with the student's dropout, and without
-    augmentation unless given."""
+    """The demo's distillation, cut to 20 steps of 8, from the student's own weights, without shared layers, with the
+    student's dropout, and without augmentation unless given."""
     small = {
         "steps": 20,
         "batch_size": 8,
         "augmentation": augmentation or augmentation_recipe(),
+        "pruned_start": False,
         "shared_layers": False,
         "student_dropout": True,
     }

@@ -263,10 +263,13 @@ def _job(command: Demo | Run | Distill, spec: InputSpec | None, teacher: Teacher
         forward_fn=student.student_forward_fn,
     )
     seed, spec = command.machine.seed, loaded.input_spec
+    distillation = _adapted(command.distillation, spec, shown=launched().is_first)
+    if student.student_weights:  # which are not to be replaced
+        distillation = replace(distillation, pruned_start=False)
     return Job(
         teacher=loaded,
         student=_noted(load_classifier(source, spec, role="student", device=loaded.device, seed=seed)),
-        distillation=_adapted(command.distillation, spec, shown=launched().is_first),
+        distillation=distillation,
         out=command.out,
         seed=seed,
     )

@@ -83,7 +83,7 @@ class Student:
     student: str | None = None
     """The student: package.module:callable, called without arguments; not needed for a whole model as weights."""
     student_weights: Path | None = None
-    """Initial weights of the student, in a file like the teacher's; without it the seed decides them."""
+    """Initial weights of the student, in a file like the teacher's; without it the recipe and the seed decide them."""
     student_weights_key: str | None = None
     """Place of the student's weights in their file, if several fit."""
     student_logits_fn: str | None = None

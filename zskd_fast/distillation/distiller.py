@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from zskd_fast.distillation.calibration import calibrate
 from zskd_fast.distillation.checkpoint import Checkpoint, Saver, TrainingIdentity, TrainingState
 from zskd_fast.distillation.dormant_units import reset_dormant_units
 from zskd_fast.distillation.history import DistillationHistory
+from zskd_fast.distillation.pruned_start import FITTED_INPUTS, PrunedStart, pruned_start
 from zskd_fast.distillation.shared_layers import SharedLayers
 from zskd_fast.distillation.student_probe import dropouts, probe_student, training
 from zskd_fast.distillation.training_step import Rows, TrainingStep
@@ -36,13 +38,13 @@ from zskd_fast.runtime.environment import cuda_facts
 from zskd_fast.runtime.precision import repeatable
 from zskd_fast.runtime.processes import World, joined
 from zskd_fast.runtime.progress import progress_bar
-from zskd_fast.runtime.seeds import check_seed
+from zskd_fast.runtime.seeds import check_seed, seed_torch
 from zskd_fast.runtime.signals import StopRequest, continuing_from, signals_deferred
 from zskd_fast.runtime.timing import PhaseTimer
 from zskd_fast.store.impressions import Impressions
 from zskd_fast.store.mapped_rows import MappedRows
 from zskd_fast.store.store import Store
-from zskd_fast.synthesis.batch_norm import batch_norms
+from zskd_fast.synthesis.batch_norm import batch_norms, on_batch_statistics
 from zskd_fast.synthesis.start_noise import check_noise
 
 # Steps between two checks of the losses; between checks the host never waits for the device.
@@ -98,6 +100,7 @@ class Distiller:
         self._labels_on_batch = recipe.batch_statistics and recipe.relabel and has_batch_norm
         self._can_calibrate = recipe.calibrate_student and has_batch_norm and bool(batch_norms(self._student.model))
         self._silent_dropouts = [] if recipe.student_dropout else dropouts(self._student.model)
+        self.pruned = pruned_start(self._teacher, self._student) if recipe.pruned_start else None
         self.shared = SharedLayers.of(self._teacher, self._student) if recipe.shared_layers and recipe.relabel else None
 
     @property
@@ -192,6 +195,8 @@ class Distiller:
         saver = Saver(file, seconds=checkpoint_seconds, step=state.step) if file else None
         self._check_same_step(state, world)
         x = x.to(self.device)
+        if self.pruned and state.step == 0:
+            self._set_first_weights(self.pruned, x)
         if teacher_logits is not None:
             teacher_logits = teacher_logits.to(self.device)
         student = _replicated(self._student, world, unused=not self._uses_every_parameter)
@@ -239,8 +244,22 @@ class Distiller:
                         saver.save(state)
         return state
 
+    def _set_first_weights(self, pruned: PrunedStart, x: Rows) -> None:
+        """Set the student's first weights from the teacher's; all processes compute the same, on whole batches."""
+        batches = Batches(x, self.recipe, self.input_spec, seed=self.seed, device=self.device)
+
+        def inputs() -> Iterator[torch.Tensor]:
+            return (batches.of(step).x for step in range(math.ceil(FITTED_INPUTS / self.recipe.batch_size)))
+
+        projection = self.shared.projection if self.shared else None
+        seed_torch(self.device, f"{self.seed}:start")  # for a student with dropout
+        on_batch = on_batch_statistics(self._teacher.model) if self._labels_on_batch else contextlib.nullcontext()
+        with self.timer("pruned start"), on_batch:
+            pruned.set_weights(self._teacher, self._student, inputs, projection)
+
     def _notes(self, calibrates: bool) -> dict[str, str]:
-        notes = {"shared layers": self.shared.description} if self.shared else {}
+        notes = {"pruned start": self.pruned.description} if self.pruned else {}
+        notes |= {"shared layers": self.shared.description} if self.shared else {}
         uses = ["labels on the statistics of each batch"] if self._labels_on_batch else []
         uses += ["student calibrated on impressions"] if calibrates else []
         notes |= {"batch norm": ", ".join(uses)} if uses else {}

@@ -62,7 +62,8 @@ class SharedLayers:
         self._teacher = [call.module for call in theirs]
         self._names = [call.name for call in mine]
         self._student = student_model
-        self._projection: nn.Linear | None = None
+        self.projection: nn.Linear | None = None
+        """While the layers are taken over: what is learned in front of the teacher's last layer."""
         self._tap = _MapTap()
         self._has_maps = len(mine) == 1 and _have_one_size(teacher.map, student.map)
         self._wanted = self._got = torch.empty(0)
@@ -142,8 +143,8 @@ class SharedLayers:
         self._wanted = features.detach()
 
     def _keep_got(self, features: torch.Tensor) -> None:
-        if self._has_maps and self._projection is not None:  # a vector is kept behind its projection
-            features = F.conv2d(features, self._projection.weight[:, :, None, None], self._projection.bias)
+        if self._has_maps and self.projection is not None:  # a vector is kept behind its projection
+            features = F.conv2d(features, self.projection.weight[:, :, None, None], self.projection.bias)
         self._got = features
 
     def _copy(self, undo: contextlib.ExitStack) -> nn.Module:
@@ -166,7 +167,7 @@ class SharedLayers:
             projection.weight.copy_(start / own.in_features**0.5)
             projection.bias.zero_()
         self._student.set_submodule(self._names[0], nn.Sequential(projection, last))
-        self._projection = projection
+        self.projection = projection
         undo.callback(self._fold, own, projection, last)
         return last
 
@@ -177,7 +178,7 @@ class SharedLayers:
             if own.bias is not None:
                 own.bias.copy_(last(projection.bias))
         self._student.set_submodule(self._names[0], own)
-        self._projection = None
+        self.projection = None
 
 
 class _MapTap(TorchFunctionMode):

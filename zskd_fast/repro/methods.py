@@ -161,11 +161,14 @@ def _steps_within(zskd: Outcome, task: Task, distillation: DistillationRecipe) -
     ratios = [_seconds_of_few(task, whole) / _seconds_of_few(task, distillation) for _ in range(_TURNS)]
     assert zskd.student_images is not None
     steps = zskd.student_images / whole.batch_size
-    return max(1, round(steps * zskd.seconds / zskd.distillation_seconds * statistics.median(ratios)))
+    start = RunFolder.read(task.folder / "zskd").record.distillation.phase_seconds.get("pruned start", 0.0)
+    share = (zskd.seconds - start) / (zskd.distillation_seconds - start)  # both students are given the same start
+    return max(1, round(steps * share * statistics.median(ratios)))
 
 
 def _seconds_of_few(task: Task, distillation: DistillationRecipe) -> float:
-    distiller = _distiller(task, task.new_student(), replace(distillation, steps=_TIMED_STEPS))
+    few = replace(distillation, steps=_TIMED_STEPS, pruned_start=False)
+    distiller = _distiller(task, task.new_student(), few)
     return distiller.fit(task.probe.impressions, progress=False).seconds
 
 

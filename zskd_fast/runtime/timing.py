@@ -10,6 +10,7 @@ from torch.profiler import record_function
 
 PHASES = (
     "targets",
+    "pruned start",
     "augmentation",
     "dormant units",
     "teacher forward",

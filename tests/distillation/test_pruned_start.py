@@ -1,0 +1,335 @@
+"""The first weights of a student that is its teacher with fewer channels."""
+
+import contextlib
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_models import VECTOR, distillation_recipe
+from students import Stopped, stop_at, vectors
+from torch import nn
+
+from zskd_fast.config.input_spec import InputSpec
+from zskd_fast.config.recipe_files import changed, load_recipe
+from zskd_fast.distillation.distiller import Distiller
+from zskd_fast.distillation.pruned_start import pruned_start
+from zskd_fast.distillation.pruned_start.least_squares import Moments, kept_channels
+from zskd_fast.models import LeNet5, LeNet5Half, ResNet8, ResNet20
+from zskd_fast.models.classifier import Classifier, frozen
+from zskd_fast.models.user_models import ASSETS, ModelSource, load_classifier
+from zskd_fast.real_data.evaluation import accuracy, load_test_set
+from zskd_fast.synthesis.batch_norm import on_batch_statistics
+
+COLOR = InputSpec(shape=(3, 9, 7))
+GRAY = InputSpec(shape=(1, 32, 32))
+
+
+def _seeded(build, seed):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
+
+
+def _mlp(first=8, second=6, *, seed=0, inputs=6):
+    layers = lambda: nn.Sequential(  # noqa: E731
+        *(nn.Linear(inputs, first), nn.ReLU(inplace=True), nn.Linear(first, second), nn.Tanh(), nn.Linear(second, 4))
+    )
+    return _seeded(layers, seed)
+
+
+def _conv_net(first=6, second=8, *, seed=0, **options):
+    """Over 9x7 color images: an uneven kernel, paddings, a stride, a pool and both kinds of batch normalization."""
+    layers = lambda: nn.Sequential(  # noqa: E731
+        *(nn.Conv2d(3, first, (3, 2), padding=(1, 0), bias=False, **options), nn.BatchNorm2d(first), nn.ReLU(True)),
+        *(nn.MaxPool2d(2), nn.Conv2d(first, second, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten()),
+        *(nn.Linear(second * 4, 10), nn.BatchNorm1d(10), nn.ReLU(), nn.Linear(10, 4)),
+    )
+    return _seeded(layers, seed)
+
+
+class Skipping(nn.Module):
+    """Two layers, with a connection around the second."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(6, width), nn.Linear(width, width), nn.Linear(width, 4)
+
+    def forward(self, x):
+        hidden = self.first(x).relu()
+        return self.last(hidden + self.second(hidden))
+
+
+class Repeating(Skipping):
+    """Calls one layer twice."""
+
+    def forward(self, x):
+        return self.last(self.second(self.second(self.first(x)).relu()))
+
+
+class Scaled(nn.Module):
+    """Has a parameter beside its layers."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.layers, self.scale = _mlp(width), nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        return self.layers(x) * self.scale
+
+
+def _pruned(teacher, student, spec=VECTOR):
+    return pruned_start(Classifier(teacher, spec), Classifier(student, spec, role="student"))
+
+
+def _started(teacher, student, x, spec=VECTOR, projection=None):
+    """Return the student with its first weights, in train mode."""
+    theirs, mine = Classifier(teacher, spec), Classifier(student, spec, role="student")
+    start = pruned_start(theirs, mine)
+    with _labeling(teacher):
+        student.train()
+        start.set_weights(theirs, mine, lambda: x.split(64), projection)
+    return student
+
+
+@contextlib.contextmanager
+def _labeling(teacher):
+    with frozen(teacher), on_batch_statistics(teacher), torch.no_grad():
+        yield
+
+
+def _without(teacher, channels):
+    """Return the teacher with channels of its first two layers that add nothing to what the next layer gives."""
+    layers = [layer for layer in teacher if isinstance(layer, nn.Conv2d | nn.Linear)]
+    with torch.no_grad():
+        for layer, following, dead in zip(layers, layers[1:], channels, strict=False):
+            following.weight.flatten(1).unflatten(1, (len(layer.weight), -1))[:, dead] = 0
+    return teacher
+
+
+def _colors(count=512, seed=0):
+    return torch.rand(count, *COLOR.shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _residual(given, wanted):
+    """What no linear function of the given rows can give."""
+    return wanted - given @ torch.linalg.lstsq(given, wanted).solution
+
+
+# ------------------------------------------------------------------------------------------ which students
+
+
+def test_a_teacher_with_fewer_channels_is_found_whatever_lies_between_its_layers():
+    assert _pruned(_mlp(), _mlp(4)).description == "3 layers of the teacher, pruned to the student's widths"
+    assert _pruned(_mlp(), _mlp(8, 3)) is not None
+    assert _pruned(_conv_net(), _conv_net(3, 4), COLOR).description.startswith("4 layers")
+    assert _pruned(LeNet5(), LeNet5Half(), GRAY).description.startswith("5 layers")
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "spec"),
+    [
+        (_mlp(), _mlp(), VECTOR),
+        (_mlp(), _mlp(10, 3), VECTOR),
+        (_mlp(), nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 4)), VECTOR),
+        (_conv_net(), nn.Sequential(nn.Flatten(), _mlp(3, inputs=189)), COLOR),
+        (_conv_net(padding_mode="circular"), _conv_net(3, padding_mode="circular"), COLOR),
+        (Skipping(8), Skipping(4), VECTOR),
+        (Repeating(8), Repeating(4), VECTOR),
+        (Scaled(8), Scaled(4), VECTOR),
+        (torch.jit.script(_mlp()), _mlp(4), VECTOR),
+    ],
+    ids=[
+        *("equal widths", "a wider layer", "fewer layers", "other kinds", "circular padding"),
+        *("a connection around a layer", "a layer called twice", "a parameter beside the layers", "no modules"),
+    ],
+)
+def test_any_other_student_keeps_its_own_weights(teacher, student, spec):
+    assert _pruned(teacher, student, spec) is None
+
+
+# ---------------------------------------------------------------------------------------------- the weights
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "dead", "x", "spec"),
+    [
+        (_mlp(), _mlp(5, 4, seed=1), [[0, 3, 7], [1, 2]], vectors(512), VECTOR),
+        (_conv_net(), _conv_net(4, 5, seed=1), [[1, 4], [0, 6, 7]], _colors(), COLOR),
+    ],
+    ids=["linear layers", "convolutions and normalization"],
+)
+def test_a_teacher_whose_other_channels_add_nothing_is_reproduced(teacher, student, dead, x, spec):
+    teacher = _without(teacher, dead)
+    student = _started(teacher, student, x, spec)
+    with _labeling(teacher):
+        torch.testing.assert_close(student(x), teacher(x), rtol=1e-2, atol=1e-2)
+
+
+def test_a_layer_is_fitted_to_what_the_student_gives_it():
+    """So it makes up for channels that are missing before: its logits are the best that a linear layer can give."""
+    teacher, student, x = _mlp(16, 12), _mlp(6, 5, seed=1), vectors(512)
+    _started(teacher, student, x)
+    with _labeling(teacher):
+        wanted, given = teacher(x), F.pad(student[:4](x), (0, 1), value=1.0)
+        best = _residual(given, wanted).square().sum(0)
+        torch.testing.assert_close((student(x) - wanted).square().sum(0), best, rtol=1e-2, atol=1e-4)
+    assert (best > 0.01).all()
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_the_channel_is_dropped_that_the_next_layer_can_do_without(size):
+    """Its output is computed from the other channels by least squares, so one that equals their sum is not needed."""
+    x = torch.randn(200, 4 * size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 3
+    x[:, 2 * size : 3 * size] += x[:, :size] - 2 * x[:, 3 * size :]
+    weight = torch.randn(7, 4 * size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def squares(kept):
+        given = torch.cat([x[:, c * size : (c + 1) * size] for c in kept] + [x.new_ones(200, 1)], 1)
+        return float(_residual(given, x @ weight.T).square().sum())
+
+    moments = Moments()
+    moments.add(x.float())
+    without = [[c for c in range(4) if c != dropped] for dropped in range(4)]
+    assert kept_channels(moments.covariance(), weight.float(), 4, 3).tolist() == min(without, key=squares)
+    kept = kept_channels(moments.covariance(), weight.float(), 4, 2).tolist()
+    assert len(kept) == 2 and set(kept) < set(min(without, key=squares))
+
+
+def test_frozen_layers_and_the_teacher_stay_as_they_are():
+    teacher, student = _mlp(), _mlp(8, 3, seed=1)
+    student[0].requires_grad_(False)
+    before = copy.deepcopy(teacher.state_dict()), student[0].weight.clone(), student[2].weight.clone()
+    _started(teacher, student, vectors(512))
+    assert all(torch.equal(before[0][name], tensor) for name, tensor in teacher.state_dict().items())
+    assert torch.equal(student[0].weight, before[1]) and not torch.equal(student[2].weight, before[2])
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in (*teacher, *student))
+
+
+# ------------------------------------------------------------------------------------------- fewer layers
+
+
+class Blocks(nn.Module):
+    """Residual blocks with batch normalization, and a parameter of the model itself."""
+
+    def __init__(self, blocks, *, width=6, seed=0):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.scale = nn.Parameter(torch.randn(6))
+            self.blocks = nn.ModuleList(
+                nn.Sequential(nn.Linear(6, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, 6))
+                for _ in range(blocks)
+            )
+            self.last = nn.Linear(6, 4)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = x + block(x)
+        return self.last(x * self.scale)
+
+
+class LastBlockTwice(Blocks):
+    """Calls one block twice."""
+
+    def forward(self, x):
+        return super().forward(x + self.blocks[-1](x))
+
+
+def test_a_student_with_some_of_its_teachers_layers_gets_copies_of_them():
+    teacher, student = Blocks(3), Blocks(2, seed=1)
+    start = _pruned(teacher, student)
+    assert start.description == "the student's 8 layers are copies, of 11 of the teacher"
+    student.last.requires_grad_(False)
+    last = student.last.weight.clone()
+    start.set_weights(Classifier(teacher, VECTOR), Classifier(student, VECTOR, role="student"), lambda: [])
+    assert torch.equal(student.scale, teacher.scale) and torch.equal(student.last.weight, last)
+    for mine, source in zip(student.blocks, teacher.blocks, strict=False):
+        assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), source.parameters(), strict=True))
+
+
+def test_a_residual_network_gets_the_first_block_of_each_stage():
+    color = InputSpec((3, 32, 32))
+    teacher, student = ResNet20(), ResNet8()
+    theirs, mine = Classifier(teacher, color), Classifier(student, color, role="student")
+    pruned_start(theirs, mine).set_weights(theirs, mine, lambda: [])
+    for stage in range(3):
+        mine, source = student.features[3 + stage], teacher.features[3 + 3 * stage]
+        assert torch.equal(mine.residual[3].weight, source.residual[3].weight)
+    assert torch.equal(student.features[0].weight, teacher.features[0].weight)
+    assert torch.equal(student.classifier.weight, teacher.classifier.weight)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student"),
+    [
+        (Blocks(2), Blocks(2)),
+        (Blocks(2), Blocks(3)),
+        (Blocks(3), Blocks(2, width=5)),
+        (Blocks(3), LastBlockTwice(3)),
+        (torch.jit.script(_mlp()), nn.Linear(6, 4)),
+    ],
+    ids=["as many layers", "more layers", "other shapes", "a layer called twice", "no modules"],
+)
+def test_a_student_with_other_layers_than_its_teacher_keeps_its_own_weights(teacher, student):
+    assert _pruned(teacher, student) is None
+
+
+# --------------------------------------------------------------------------------------- in a distillation
+
+
+def _distiller(teacher, student, *, seed=1, **recipe):
+    numbers = {"pruned_start": True, "student_dropout": False, "steps": 1, "max_learning_rate": 1e-9} | recipe
+    return Distiller(teacher, student, VECTOR, distillation_recipe(**numbers), seed=seed)
+
+
+def _fit(teacher, student, *, fit=None, **recipe):
+    history = _distiller(teacher, student, **recipe).fit(vectors(512), progress=False, **(fit or {}))
+    return student.eval(), history
+
+
+@pytest.mark.parametrize("shared_layers", [True, False])
+def test_a_student_with_fewer_features_starts_from_the_teachers_with_and_without_a_projection(shared_layers):
+    """A projection in front of the teacher's last layer is fitted, too, and multiplied into the student's own."""
+    teacher, x = _without(_mlp(), [[0, 3, 7], [1, 2]]).eval(), vectors(64)
+    student, history = _fit(teacher, _mlp(5, 4, seed=1), shared_layers=shared_layers)
+    torch.testing.assert_close(student(x), teacher(x), rtol=1e-2, atol=1e-2)
+    assert history.notes["pruned start"] == "3 layers of the teacher, pruned to the student's widths"
+    assert history.phase_seconds["pruned start"] > 0
+
+
+def test_without_it_the_student_starts_from_its_own_weights():
+    student, history = _fit(_mlp(), _mlp(5, 4, seed=1), pruned_start=False)
+    torch.testing.assert_close(student.state_dict(), _mlp(5, 4, seed=1).state_dict())
+    assert "pruned start" not in history.notes
+
+
+def test_a_resumed_run_continues_from_what_was_learned(tmp_path):
+    recipe = {"steps": 6, "max_learning_rate": 0.01}
+    whole, _ = _fit(_mlp(), _mlp(5, seed=1), **recipe)
+    file = {"checkpoint": tmp_path / "checkpoint", "checkpoint_seconds": 0.0}
+    with pytest.raises(Stopped):
+        _fit(_mlp(), _mlp(5, seed=1), fit=file | {"evaluate": stop_at(2), "evaluate_every": 2}, **recipe)
+    resumed, _ = _fit(_mlp(), _mlp(5, seed=1), fit=file, **recipe)
+    assert all(torch.equal(tensor, resumed.state_dict()[name]) for name, tensor in whole.state_dict().items())
+
+
+def test_dropout_that_stays_on_does_not_change_what_a_seed_gives():
+    def dropping(first, seed=0):
+        model = _mlp(first, seed=seed)
+        return nn.Sequential(*model[:2], nn.Dropout(0.2), *model[2:])
+
+    students = [_fit(dropping(8), dropping(5, 1), student_dropout=True)[0] for _ in range(2)]
+    torch.testing.assert_close(students[0].state_dict(), students[1].state_dict(), rtol=0, atol=0)
+
+
+def test_a_lenet_half_reads_digits_before_it_has_learned_anything():
+    """The shipped teacher, dead leaves as the only inputs, one step at a learning rate of almost 0."""
+    source = ModelSource(model="zskd_fast.models:LeNet5", weights=ASSETS / "lenet5-mnist.safetensors")
+    teacher = load_classifier(source, GRAY)
+    student = _seeded(LeNet5Half, 1)
+    changes = {"distillation.steps": 1, "distillation.max_learning_rate": 1e-9}
+    recipe = changed(load_recipe("fast"), changes).distillation
+    Distiller(teacher, student, GRAY, recipe, seed=1).fit(torch.rand(64, 1, 32, 32), progress=False)
+    digits = load_test_set(ASSETS / "mnist-t10k", GRAY)
+    assert accuracy(Classifier(student, GRAY, role="student"), digits.inputs, digits.labels) > 0.97

@@ -1,0 +1,61 @@
+"""Least squares over the inputs of a layer's units, and the choice of the channels to keep."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+_RIDGE = 1e-6  # relative to the mean square of an input
+
+
+class Moments:
+    """Sums of products of rows u[S, n], with a constant 1 behind them, and of their targets."""
+
+    def __init__(self) -> None:
+        self._products = self._with_targets = torch.zeros((), dtype=torch.float64)
+
+    def add(self, u: torch.Tensor, targets: torch.Tensor | None = None) -> None:
+        u = F.pad(u, (0, 1), value=1.0)
+        self._products = self._products + (u.T @ u).double()
+        if targets is not None:
+            self._with_targets = self._with_targets + (u.T @ targets).double()
+
+    def covariance(self) -> torch.Tensor:
+        products = self._products / self._products[-1, -1]
+        return products[:-1, :-1] - products[:-1, -1:] * products[-1:, :-1]
+
+    def fitted(self, *, has_bias: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the weights [targets, n] and the bias of the least squares fit."""
+        n = len(self._products) - (not has_bias)
+        weight = torch.linalg.solve(_with_ridge(self._products[:n, :n]), self._with_targets[:n]).T
+        return (weight[:, :-1], weight[:, -1]) if has_bias else (weight, weight.new_zeros(len(weight)))
+
+
+def kept_channels(covariance: torch.Tensor, weight: torch.Tensor, channels: int, wanted: int) -> torch.Tensor:
+    """Return which ``wanted`` channels to keep of a layer whose next one has the weight [units, channels * size].
+
+    The channels are dropped one by one, each time the one without which the next layer's output, computed from the rest
+    by least squares, is worst off by the least (as weights in Hassibi and Stork, NIPS 1992).
+    """
+    inverse, fitted = torch.linalg.inv(_with_ridge(covariance)), weight.T.double()
+    size = len(covariance) // channels
+    left = torch.ones(channels, dtype=torch.bool, device=weight.device)
+    diagonal = torch.arange(channels, device=weight.device)
+    for _ in range(channels - wanted):
+        blocks = inverse.reshape(channels, size, channels, size)[diagonal, :, diagonal]
+        blocks[~left] = torch.eye(size, dtype=blocks.dtype, device=blocks.device)
+        rows = fitted.reshape(channels, size, -1)
+        cost = (rows * torch.linalg.solve(blocks, rows)).sum((1, 2))
+        cost[~left] = torch.inf
+        dropped = int(cost.argmin())
+        left[dropped] = False
+        at = slice(dropped * size, (dropped + 1) * size)
+        column = torch.linalg.solve(inverse[at, at], inverse[at]).T
+        fitted = fitted - column @ fitted[at]
+        inverse = inverse - column @ inverse[at]
+    return left.nonzero()[:, 0]
+
+
+def _with_ridge(products: torch.Tensor) -> torch.Tensor:
+    ridge = _RIDGE * products.diagonal().mean().clamp_min(1e-30)
+    return products + ridge * torch.eye(len(products), dtype=products.dtype, device=products.device)

@@ -1,0 +1,41 @@
+"""The choice of a student's first weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from zskd_fast.distillation.pruned_start.fewer_channels import FewerChannels
+from zskd_fast.distillation.pruned_start.fewer_layers import FewerLayers
+from zskd_fast.models.classifier import Classifier
+
+FITTED_INPUTS = 4096
+"""Inputs that are enough for a fit."""
+
+
+class PrunedStart(Protocol):
+    """Sets the weights of a student before it learns."""
+
+    description: str
+    """Where they come from, for a summary."""
+
+    def set_weights(
+        self,
+        teacher: Classifier,
+        student: Classifier,
+        inputs: Callable[[], Iterable[torch.Tensor]],
+        projection: nn.Module | None = None,
+    ) -> None:
+        """Set the weights of the student, which is in train mode; frozen layers keep theirs.
+
+        ``inputs`` gives the same batches x[n, *shape] at each call. ``projection`` takes the place of the student's
+        last layer and is fitted to the input of the teacher's, where anything is fitted.
+        """
+
+
+def pruned_start(teacher: Classifier, student: Classifier) -> PrunedStart | None:
+    """Return what sets the weights of a student that is its teacher pruned; None for any other student."""
+    return FewerChannels.of(teacher, student) or FewerLayers.of(teacher, student)
