@@ -339,6 +339,7 @@ class Distiller:
         is_late = step >= min(recipe.until_fraction * self.recipe.steps, recipe.until_step)
         if recipe.every and step % recipe.every == 0 and not is_late:
             with self.timer("dormant units"):
+                # The step makes this batch again, on a GPU inside its graph: one batch more in every `every` steps.
                 reset_dormant_units(self._student, batches.of(step).x, recipe, world)
 
     def _update(self, state: TrainingState, loss: torch.Tensor) -> None:
