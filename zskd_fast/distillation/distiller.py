@@ -99,7 +99,7 @@ class Distiller:
         has_batch_norm = bool(batch_norms(self._teacher.model))
         self._labels_on_batch = recipe.batch_statistics and recipe.relabel and has_batch_norm
         self._can_calibrate = recipe.calibrate_student and has_batch_norm and bool(batch_norms(self._student.model))
-        self._silent_dropouts = [] if recipe.student_dropout else dropouts(self._student.model)
+        self._turns_dropout_off = not recipe.student_dropout and bool(dropouts(self._student.model))
         self.pruned = pruned_start(self._teacher, self._student) if recipe.pruned_start else None
         self.shared = SharedLayers.of(self._teacher, self._student) if recipe.shared_layers and recipe.relabel else None
 
@@ -150,11 +150,9 @@ class Distiller:
         with (
             in_fast_layout(self._teacher),
             in_fast_layout(self._student),
-            training(self._teacher, self._student),
+            training(self._teacher, self._student, dropout=self.recipe.student_dropout),
             self._layers_taken_over(),
         ):
-            for layer in self._silent_dropouts:
-                layer.eval()
             state = self._trained(
                 x,
                 teacher_logits,
@@ -263,7 +261,7 @@ class Distiller:
         uses = ["labels on the statistics of each batch"] if self._labels_on_batch else []
         uses += ["student calibrated on impressions"] if calibrates else []
         notes |= {"batch norm": ", ".join(uses)} if uses else {}
-        return notes | ({"dropout": "that of the student is off while it learns"} if self._silent_dropouts else {})
+        return notes | ({"dropout": "that of the student is off while it learns"} if self._turns_dropout_off else {})
 
     def _layers_taken_over(self) -> contextlib.AbstractContextManager[None]:
         return self.shared.taken_over(self.seed) if self.shared else contextlib.nullcontext()

@@ -15,8 +15,11 @@ from zskd_fast.runtime.processes import joined
 
 
 @contextlib.contextmanager
-def training(teacher: Classifier, student: Classifier) -> Iterator[None]:
-    """Freeze the teacher, put the student in train mode, and keep torch's own random state unchanged."""
+def training(teacher: Classifier, student: Classifier, *, dropout: bool = True) -> Iterator[None]:
+    """Freeze the teacher, put the student in train mode, and keep torch's own random state unchanged.
+
+    Without ``dropout`` the student's dropout layers drop nothing.
+    """
     devices = [student.device] if student.device.type == "cuda" else []
     with (
         modes_kept(student.model),
@@ -26,6 +29,9 @@ def training(teacher: Classifier, student: Classifier) -> Iterator[None]:
         cpu_overrides(student.device),
     ):
         student.model.train()
+        if not dropout:
+            for layer in dropouts(student.model):
+                layer.eval()
         yield
 
 
