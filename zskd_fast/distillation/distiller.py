@@ -1,10 +1,13 @@
 """The distiller: it trains the student on impressions only (section 3.4 of the paper)."""
 
+from __future__ import annotations
+
 import contextlib
 import copy
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -49,6 +52,30 @@ from zskd_fast.synthesis.start_noise import check_noise
 
 # Steps between two checks of the losses; between checks the host never waits for the device.
 _CHECK_EVERY = 100
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What the student learns from; the rows are in the order of the ids of the impressions."""
+
+    x: Rows
+    teacher_logits: Rows | None
+    """The stored logits; None if the teacher labels every batch."""
+    calibrates: bool
+    """Whether the student is calibrated on x."""
+
+    def to(self, device: torch.device) -> _Data:
+        logits = self.teacher_logits
+        return replace(self, x=self.x.to(device), teacher_logits=None if logits is None else logits.to(device))
+
+
+@dataclass(frozen=True)
+class _Observer:
+    """What the caller of `Distiller.fit` wants to see of the student while it learns."""
+
+    evaluate: Callable[[nn.Module], float] | None
+    evaluate_every: int
+    progress: bool
 
 
 class Distiller:
@@ -144,80 +171,42 @@ class Distiller:
         if world.size > self.recipe.batch_size:
             got = f"{world.size} processes for a batch of {self.recipe.batch_size}"
             raise InputError(f"every process needs a row of each batch, got {got}")
-        x, teacher_logits = self._rows(impressions)
-        calibrates = self._can_calibrate and _may_calibrate(impressions)
-        file = self._checkpoint(checkpoint, x, teacher_logits, world)
+        data = self._data(impressions)
+        file = self._checkpoint(checkpoint, data, world)
         with (
             in_fast_layout(self._teacher),
             in_fast_layout(self._student),
             training(self._teacher, self._student, dropout=self.recipe.student_dropout),
             self._layers_taken_over(),
         ):
-            state = self._trained(
-                x,
-                teacher_logits,
-                world,
-                file,
-                checkpoint_seconds,
-                evaluate,
-                evaluate_every,
-                progress=progress,
-                calibrates=calibrates,
-            )
+            state = TrainingState.at_start(self._student.model, self.recipe, self.device)
+            if file:
+                file.restore(state)
+            saver = Saver(file, seconds=checkpoint_seconds, step=state.step) if file else None
+            self._check_same_step(state, world)
+            self._train(state, data.to(self.device), saver, _Observer(evaluate, evaluate_every, progress), world)
         return DistillationHistory(
             loss=state.losses.tolist(),
             learning_rate=state.learning_rates,
             evaluations=state.evaluations,
             seconds=time.perf_counter() - start,
             phase_seconds=dict(self.timer.seconds),
-            notes=self._notes(calibrates),
+            notes=self._notes(data),
         )
 
-    def _trained(
-        self,
-        x: Rows,
-        teacher_logits: Rows | None,
-        world: World,
-        file: Checkpoint | None,
-        checkpoint_seconds: float,
-        evaluate: Callable[[nn.Module], float] | None,
-        evaluate_every: int,
-        *,
-        progress: bool,
-        calibrates: bool,
-    ) -> TrainingState:
-        """Train from the checkpoint, or from the start, to the end or a signal; see `fit`."""
-        state = TrainingState.at_start(self._student.model, self.recipe, self.device)
-        if file:
-            file.restore(state)
-        saver = Saver(file, seconds=checkpoint_seconds, step=state.step) if file else None
-        self._check_same_step(state, world)
-        x = x.to(self.device)
+    def _train(self, state: TrainingState, data: _Data, saver: Saver | None, observer: _Observer, world: World) -> None:
+        """Take the steps that are left, up to the last or to a signal; see `fit`."""
         if self.pruned and state.step == 0:
-            self._set_first_weights(self.pruned, x)
-        if teacher_logits is not None:
-            teacher_logits = teacher_logits.to(self.device)
-        student = _replicated(self._student, world, unused=not self._uses_every_parameter)
-        batches = Batches(x, self.recipe, self.input_spec, seed=self.seed, device=self.device, world=world)
-        training_step = TrainingStep(
-            self._teacher,
-            student,
-            self.shared,
-            batches,
-            teacher_logits,
-            self.recipe,
-            seed=self.seed,
-            labels_on_batch=self._labels_on_batch,
-            timer=self.timer,
-            world=world,
-        )
+            self._set_first_weights(self.pruned, data.x)
+        batches = Batches(data.x, self.recipe, self.input_spec, seed=self.seed, device=self.device, world=world)
+        training_step = self._training_step(batches, data, world)
         training_step.capture(state.step)
         bar = progress_bar(
             "distillation",
             total=self.recipe.steps,
             done=state.step,
             unit="step",
-            shown=progress and world.is_first,
+            shown=observer.progress and world.is_first,
         )
         with self._stoppable(saver, world) as request, bar:
             is_stopped, told = False, torch.zeros((), device=self.device)
@@ -228,19 +217,13 @@ class Distiller:
                 if self._is_due(state, _CHECK_EVERY):
                     _require_finite_losses(state)
                     bar.set_postfix(loss=f"{float(state.losses[state.step - 1]):.4f}", refresh=False)
-                is_due = evaluate is not None and self._is_due(state, evaluate_every)
-                if calibrates and (is_due or state.step == self.recipe.steps):
-                    with self.timer("calibration"):
-                        calibrate(self._student, x, self.recipe.batch_size)
-                if world.is_first and evaluate and is_due:
-                    state.evaluations.append((state.step, self._evaluate(evaluate)))
+                self._observe(state, data, observer, world)
                 if saver is None:
                     continue
                 is_stopped, told = self._is_stopped(request, told, world)
                 if world.is_first and (is_stopped or saver.is_due or state.step == self.recipe.steps):
                     with self.timer("io"):
                         saver.save(state)
-        return state
 
     def _set_first_weights(self, pruned: PrunedStart, x: Rows) -> None:
         """Set the student's first weights from the teacher's; all processes compute the same, on whole batches."""
@@ -255,19 +238,42 @@ class Distiller:
         with self.timer("pruned start"), on_batch:
             pruned.set_weights(self._teacher, self._student, inputs, projection)
 
-    def _notes(self, calibrates: bool) -> dict[str, str]:
+    def _training_step(self, batches: Batches, data: _Data, world: World) -> TrainingStep:
+        return TrainingStep(
+            self._teacher,
+            _replicated(self._student, world, unused=not self._uses_every_parameter),
+            self.shared,
+            batches,
+            data.teacher_logits,
+            self.recipe,
+            seed=self.seed,
+            labels_on_batch=self._labels_on_batch,
+            timer=self.timer,
+            world=world,
+        )
+
+    def _observe(self, state: TrainingState, data: _Data, observer: _Observer, world: World) -> None:
+        """Evaluate the student if that is due; in all processes calibrate it first, and always after the last step."""
+        is_due = observer.evaluate is not None and self._is_due(state, observer.evaluate_every)
+        if data.calibrates and (is_due or state.step == self.recipe.steps):
+            with self.timer("calibration"):
+                calibrate(self._student, data.x, self.recipe.batch_size)
+        if world.is_first and observer.evaluate and is_due:
+            with self.timer("evaluation"), frozen(self._student.model), torch.no_grad():
+                state.evaluations.append((state.step, float(observer.evaluate(self._student.model))))
+
+    def _notes(self, data: _Data) -> dict[str, str]:
         notes = {"pruned start": self.pruned.description} if self.pruned else {}
         notes |= {"shared layers": self.shared.description} if self.shared else {}
         uses = ["labels on the statistics of each batch"] if self._labels_on_batch else []
-        uses += ["student calibrated on impressions"] if calibrates else []
+        uses += ["student calibrated on impressions"] if data.calibrates else []
         notes |= {"batch norm": ", ".join(uses)} if uses else {}
         return notes | ({"dropout": "that of the student is off while it learns"} if self._turns_dropout_off else {})
 
     def _layers_taken_over(self) -> contextlib.AbstractContextManager[None]:
         return self.shared.taken_over(self.seed) if self.shared else contextlib.nullcontext()
 
-    def _rows(self, impressions: Impressions | Store | torch.Tensor) -> tuple[Rows, Rows | None]:
-        """Return x and, without ``relabel``, the stored logits, both in the order of the ids."""
+    def _data(self, impressions: Impressions | Store | torch.Tensor) -> _Data:
         x: Rows
         teacher_logits: Rows | None = None
         if isinstance(impressions, Store):
@@ -285,7 +291,7 @@ class Distiller:
         else:
             x = impressions.detach().to(self.device, torch.float32)
         self._check_rows(x, teacher_logits)
-        return x, teacher_logits
+        return _Data(x, teacher_logits, calibrates=self._can_calibrate and _may_calibrate(impressions))
 
     def _check_rows(self, x: Rows, teacher_logits: Rows | None) -> None:
         if len(x.shape) == 0 or tuple(x.shape[1:]) != self.input_spec.shape or len(x) == 0:
@@ -299,16 +305,14 @@ class Distiller:
         if got != wanted:
             raise InputError(f"without relabel, teacher_logits must have shape {wanted}, got {got}")
 
-    def _checkpoint(
-        self, path: str | Path | None, x: Rows, teacher_logits: Rows | None, world: World
-    ) -> Checkpoint | None:
+    def _checkpoint(self, path: str | Path | None, data: _Data, world: World) -> Checkpoint | None:
         if path is None:
             return None
-        data = {"x": _sha256(x)}
-        if teacher_logits is not None:
-            data["teacher_logits"] = _sha256(teacher_logits)
+        hashes = {"x": _sha256(data.x)}
+        if data.teacher_logits is not None:
+            hashes["teacher_logits"] = _sha256(data.teacher_logits)
         gpu = cuda_facts(self.device)
-        identity = TrainingIdentity(student=self.identity, impressions=data, gpu=gpu, processes=world.size)
+        identity = TrainingIdentity(student=self.identity, impressions=hashes, gpu=gpu, processes=world.size)
         return Checkpoint(Path(path), identity)
 
     @contextlib.contextmanager
@@ -348,10 +352,6 @@ class Distiller:
             state.step += 1
             if state.step < self.recipe.steps:
                 state.scheduler.step()
-
-    def _evaluate(self, evaluate: Callable[[nn.Module], float]) -> float:
-        with self.timer("evaluation"), frozen(self._student.model), torch.no_grad():
-            return float(evaluate(self._student.model))
 
     def _is_due(self, state: TrainingState, every: int) -> bool:
         return state.step == self.recipe.steps or (every > 0 and state.step % every == 0)
