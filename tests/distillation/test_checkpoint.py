@@ -2,9 +2,11 @@
 
 import dataclasses
 import os
+import re
 
 import pytest
 import torch
+from rewritten import newer, older
 from safetensors.torch import load_file, save_file
 from small_models import IMAGE, distillation_recipe, image_classifier, same_tensors, vector_classifier
 from students import PROBED, Stopped, distilled, images, recorded, stop_at, vectors
@@ -195,6 +197,28 @@ def test_a_checkpoint_of_another_number_of_processes_is_refused(path, monkeypatc
     monkeypatch.setattr(distiller_module, "joined", lambda: Two(rank=0, size=2))
     with pytest.raises(InputError, match=r"another run.*\n  processes: 2 in this run, 1 in the checkpoint$"):
         distilled(fit={"checkpoint": path})
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "reason"),
+    [
+        (older, "identity.student.recipe.student_dropout", "the key student.recipe.student_dropout is missing"),
+        (older, "identity.student.recipe.fresh_noise.leaves", "the key student.recipe.fresh_noise.leaves is missing"),
+        (older, "identity.processes", "the key processes is missing"),
+        (older, "evaluations", "the key evaluations is missing"),
+        (newer, "identity.student.recipe.label_smoothing", "unknown key student.recipe.label_smoothing;"),
+        (newer, "identity.dtype", "unknown key dtype;"),
+        (newer, "ema", "unknown key ema"),
+    ],
+)
+def test_a_checkpoint_of_another_version_is_called_so_and_left_alone(path, change, key, reason):
+    """Its run may be the same, but nobody knows by which numbers it was made."""
+    torch.save(change(_stopped(path), key), path)
+    before = path.read_bytes()
+    sentence = f"{path} was written by another version of zskd_fast; use that version, or choose another file: "
+    with pytest.raises(InputError, match=f"^{re.escape(sentence + reason)}"):
+        distilled(fit={"checkpoint": path})
+    assert path.read_bytes() == before
 
 
 # ------------------------------------------------------------------------------------ files that are refused

@@ -242,14 +242,6 @@ def test_the_manifest_is_typed_and_comes_back_as_it_was(tmp_path):
     assert store.x_dtype == torch.float32
 
 
-def test_the_manifest_of_another_format_is_named(tmp_path):
-    _open(tmp_path / "a")
-    values = json.loads((tmp_path / "a" / "manifest.json").read_text())
-    (tmp_path / "a" / "manifest.json").write_text(json.dumps({**values, "format": FORMAT - 1}))
-    with pytest.raises(InputError, match=rf"manifest\.json is not the manifest of a store of format {FORMAT}"):
-        Store.open(tmp_path / "a")
-
-
 def test_an_extended_store_keeps_its_full_shards_and_equals_one_made_at_once(tmp_path):
     _fill(_open(tmp_path / "at once", impressions=15))
     _fill(_open(tmp_path / "extended", impressions=10))

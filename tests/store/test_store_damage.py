@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rewritten import with_hash
 from small_models import VECTOR, all_impressions, open_store, synthesis_recipe, vector_classifier
 
 from zskd_fast.errors import InputError
@@ -101,10 +102,6 @@ def test_a_damaged_file_gives_a_clear_error_or_the_right_data(tmp_path, pristine
     assert sum(refused) > len(refused) // 2
 
 
-def _with_hash(manifest):
-    return json.dumps({**manifest, "sha256": sha256(json.dumps(manifest, sort_keys=True).encode())}).encode()
-
-
 class _Pickle:
     def __init__(self, path):
         self.path = path
@@ -120,7 +117,7 @@ def test_no_pickle_is_loaded_even_if_the_manifest_lists_its_hash(tmp_path, prist
     manifest = json.loads(files[MANIFEST])
     del manifest["sha256"]
     manifest["shards"][SHARD] = {"bytes": len(data), "sha256": sha256(data)}
-    _lay_out(tmp_path / "a", {**files, SHARD: data, MANIFEST: _with_hash(manifest)})
+    _lay_out(tmp_path / "a", {**files, SHARD: data, MANIFEST: with_hash(manifest)})
     with pytest.raises(InputError, match=f"{SHARD} is no shard of impressions"):
         all_impressions(Store.open(tmp_path / "a"))
     assert not trap.exists()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import dacite
@@ -40,6 +42,26 @@ def from_plain(kind: type[_T], values: Mapping[str, Any], where: str) -> _T:
         raise InputError(f"{where}: {str(error).removeprefix('recipe: ')}") from error
 
 
+def by_another_version(path: Path, place: str) -> str:
+    """Return what `from_plain` says first of a file that this package wrote by `to_plain`; ``place`` is what to choose.
+
+    Such a file was read whole, so a key that is missing or unknown does not mean damage: recipes get new fields. What
+    the other version did in place of the field is not known, so no value of ours can stand for it.
+    """
+    return f"{path} was written by another version of zskd_fast; use that version, or choose another {place}"
+
+
+def require_keys(values: Mapping[str, Any], keys: Iterable[str], where: str) -> None:
+    """Raise InputError, beginning with `where`, unless these are the keys of a table that is no dataclass."""
+    wanted = list(keys)
+    for key in wanted:
+        if key not in values:
+            raise InputError(f"{where}: the key {key} is missing")
+    for key in values:
+        if key not in wanted:
+            raise InputError(f"{where}: unknown key {key}")
+
+
 def differences(ours: Any, theirs: Any, *, here: str, there: str) -> list[str]:
     """Return one line per field in which two dataclasses (or nested dicts) differ; none if they are equal.
 
@@ -66,8 +88,16 @@ def _refuse_unknown_keys(kind: Any, values: Mapping[str, Any], where: str, prefi
         place = f"in [{prefix.removesuffix('.')}]" if prefix else "at the top level"
         raise InputError(f"{where}: unknown key {prefix}{unknown[0]}; the keys {place} are: {', '.join(kinds)}")
     for name, value in values.items():
-        if dataclasses.is_dataclass(kinds[name]) and isinstance(value, Mapping):
-            _refuse_unknown_keys(kinds[name], value, where, f"{prefix}{name}.")
+        table = _dataclass_of(kinds[name])
+        if table is not None and isinstance(value, Mapping):
+            _refuse_unknown_keys(table, value, where, f"{prefix}{name}.")
+
+
+def _dataclass_of(kind: Any) -> Any:
+    """Return the dataclass that a field of this kind holds, if only sometimes; None if it holds none."""
+    is_union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+    kinds = typing.get_args(kind) if is_union else (kind,)
+    return next(filter(dataclasses.is_dataclass, kinds), None)
 
 
 def _whole_number_as_float(value: object) -> object:

@@ -13,9 +13,11 @@ from torch import nn
 
 from zskd_fast.config.identity import StudentIdentity
 from zskd_fast.config.recipe import DistillationRecipe
-from zskd_fast.config.serialization import differences, to_plain
+from zskd_fast.config.serialization import by_another_version, differences, from_plain, require_keys, to_plain
 from zskd_fast.errors import InputError
 from zskd_fast.runtime.files import write_atomically
+
+_KEYS = ("identity", "step", "student", "optimizer", "scheduler", "losses", "learning_rates", "evaluations")
 
 
 @dataclass
@@ -99,12 +101,14 @@ class Checkpoint:
     def restore(self, state: TrainingState) -> None:
         """Load the saved state into ``state``; leave it unchanged if there is no file yet.
 
-        Raises InputError if the file is no checkpoint or, with one line per differing field, another run's.
+        Raises InputError if the file is no checkpoint, another version's or, with one line per differing field, another
+        run's.
         """
         if not self.path.exists():
             return
         content = _read(self.path)
-        lines = differences(self.identity, content["identity"], here="in this run", there="in the checkpoint")
+        identity = from_plain(TrainingIdentity, content["identity"], by_another_version(self.path, "file"))
+        lines = differences(self.identity, identity, here="in this run", there="in the checkpoint")
         if lines:
             shown = "".join(f"\n  {line}" for line in lines)
             raise InputError(f"the checkpoint {self.path} belongs to another run; choose another file:{shown}")
@@ -153,4 +157,5 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not a readable checkpoint of a distillation: {reason}") from error
     if not isinstance(content, dict) or not isinstance(content.get("identity"), dict):
         raise InputError(f"{path} is not a readable checkpoint of a distillation: it has no identity")
+    require_keys(content, _KEYS, by_another_version(path, "file"))
     return content

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 
 from zskd_fast.config.identity import RunIdentity
-from zskd_fast.config.serialization import differences, from_plain, to_plain
+from zskd_fast.config.serialization import by_another_version, differences, from_plain, to_plain
 from zskd_fast.errors import InputError
 from zskd_fast.runtime.files import TEMPORARY_SUFFIX, require_writable, sha256, write_atomically
 from zskd_fast.runtime.lock import LOCK_NAME, locked
@@ -106,7 +106,10 @@ class RunFolder:
 
     @classmethod
     def read(cls, folder: str | Path) -> RunFolder:
-        """Open the folder of an earlier run. Raises InputError if there is none or its record is damaged."""
+        """Open the folder of an earlier run.
+
+        Raises InputError if there is none, or if its record is damaged or another version's.
+        """
         folder = Path(folder)
         return cls(folder, _read_record(folder / "run.json"))
 
@@ -277,7 +280,9 @@ def _read_record(path: Path) -> RunRecord:
         raise InputError(f"{path.parent} is not the folder of a run: it has no run.json") from error
     except ValueError as error:
         raise InputError(f"{path}: truncated, or not the record of a run ({error})") from error
-    found = values.get("format") if isinstance(values, dict) else None
-    if found != FORMAT:
-        raise InputError(f"{path}: got format {found}, wanted {FORMAT}")
-    return from_plain(RunRecord, values, f"{path}: truncated, or not the record of a run")
+    if not isinstance(values, dict) or not isinstance(values.get("format"), int):
+        raise InputError(f"{path} is not the record of a run")
+    other_version = by_another_version(path, "folder")
+    if values["format"] != FORMAT:
+        raise InputError(f"{other_version}: got format {values['format']}, wanted {FORMAT}")
+    return from_plain(RunRecord, values, other_version)

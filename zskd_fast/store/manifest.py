@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from zskd_fast.config.identity import ImpressionIdentity
-from zskd_fast.config.serialization import from_plain, to_plain
+from zskd_fast.config.serialization import by_another_version, from_plain, require_keys, to_plain
 from zskd_fast.errors import InputError
 from zskd_fast.runtime.environment import cuda_facts
 from zskd_fast.runtime.files import sha256, write_atomically
@@ -82,7 +82,7 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """Read manifest.json. Raises InputError if it is missing, damaged or of another format."""
+        """Read manifest.json. Raises InputError if it is missing, damaged or another version's."""
         path = folder / MANIFEST
         try:
             values = json.loads(path.read_text("utf-8"))
@@ -90,17 +90,28 @@ class Manifest:
             raise InputError(f"{folder} holds no store of impressions: it has no {MANIFEST}") from error
         except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"cannot read {path}: {error}") from error
-        if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise InputError(f"{path} is not the manifest of a store of format {FORMAT}")
+        if not isinstance(values, dict) or not isinstance(values.get("format"), int):
+            raise InputError(f"{path} is not the manifest of a store of impressions")
+        other_version = by_another_version(path, "folder")
+        if values["format"] != FORMAT:
+            raise InputError(f"{other_version}: got format {values['format']}, wanted {FORMAT}")
         if values.pop("sha256", None) != _sha256(values):
             raise InputError(f"{path} was changed after it was written (its SHA-256 differs); restore a copy")
+        require_keys(values, (each.name for each in dataclasses.fields(cls)), other_version)
         # The shards by hand, here and in _plain: there may be ten thousand, and a manifest is read for each new one.
-        shards = {name: ShardEntry(**entry) for name, entry in values.pop("shards").items()}
-        return dataclasses.replace(from_plain(cls, values, str(path)), shards=shards)
+        shards = {name: _entry(entry, other_version) for name, entry in values.pop("shards").items()}
+        return dataclasses.replace(from_plain(cls, values, other_version), shards=shards)
 
     def _plain(self) -> dict[str, Any]:
         shards = {name: vars(entry) for name, entry in self.shards.items()}
         return {**to_plain(dataclasses.replace(self, shards={})), "shards": shards}
+
+
+def _entry(values: dict[str, Any], where: str) -> ShardEntry:
+    try:
+        return ShardEntry(**values)
+    except TypeError:  # other keys, of which from_plain names one
+        return from_plain(ShardEntry, values, f"{where}: shards")
 
 
 def shard_name(shard: int) -> str:

@@ -51,7 +51,10 @@ class Store:
 
     @classmethod
     def open(cls, folder: str | Path) -> Store:
-        """Open a store for reading. Raises InputError if the folder holds none or its manifest is damaged."""
+        """Open a store for reading.
+
+        Raises InputError if the folder holds none, or if its manifest is damaged or another version's.
+        """
         folder = Path(folder)
         return cls(folder, Manifest.read(folder))
 
