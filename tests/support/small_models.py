@@ -54,6 +54,13 @@ def synthesis_recipe(**changes) -> SynthesisRecipe:
     return dataclasses.replace(load_recipe("demo").synthesis, **small | changes)
 
 
+def flat_classifier(values: int) -> nn.Module:
+    """A classifier of inputs of any shape with so many values, with 3 classes."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(values, 3))
+
+
 def noise_recipe(**changes) -> NoiseRecipe:
     """Uniform noise on (0, 1), with changes."""
     plain = {"kind": "uniform", "scale": 1.0, "shift": 0.0, "leaves": 0, "leaf_size": (0.0, 0.0)}
