@@ -1,18 +1,49 @@
-"""The manifest: that of another version is called so, and not damaged."""
+"""The manifest: it comes back as it was; a damaged one is named, and that of another version is called so."""
 
 import json
 import re
 
 import pytest
+import torch
 from rewritten import newer, older, with_hash
-from small_models import impression_identity
+from small_stores import STORED, fill, open_small_store
 
 from zskd_fast.errors import InputError
-from zskd_fast.store.manifest import FORMAT, Manifest, ShardEntry, software_versions
+from zskd_fast.store.manifest import FORMAT, Manifest, ShardEntry, shard_name, software_versions
 from zskd_fast.store.store import Store
 
-IDENTITY = impression_identity()
-MANIFEST = Manifest(IDENTITY, 10, 4, software_versions(), {"shard-000000": ShardEntry(7, "ab")})
+MANIFEST = Manifest(STORED, 10, 4, software_versions(), {"shard-000000": ShardEntry(7, "ab")})
+
+
+def test_the_manifest_is_typed_and_comes_back_as_it_was(tmp_path):
+    fill(open_small_store(tmp_path / "a"), [0])
+    manifest = Manifest.read(tmp_path / "a")
+    data = (tmp_path / "a" / shard_name(0)).read_bytes()
+    assert isinstance(manifest.entry(0), ShardEntry)
+    assert manifest.entry(0).bytes == len(data) and manifest.entry(1) is None
+    assert (manifest.identity, manifest.impressions, manifest.shard_size) == (STORED, 10, 4)
+    assert (manifest.format, manifest.versions, manifest.num_shards) == (FORMAT, software_versions(), 3)
+    before = (tmp_path / "a" / "manifest.json").read_bytes()
+    manifest.write(tmp_path / "a")
+    assert (tmp_path / "a" / "manifest.json").read_bytes() == before
+    store = Store.open(tmp_path / "a")
+    assert (store.identity, store.num_impressions, store.shard_size) == (STORED, 10, 4)
+    assert store.x_dtype == torch.float32
+
+
+def test_a_manifest_changed_by_hand_is_refused(tmp_path):
+    fill(open_small_store(tmp_path / "a"))
+    path = tmp_path / "a" / "manifest.json"
+    path.write_text(path.read_text().replace('"impressions": 10', '"impressions": 8'))
+    with pytest.raises(InputError, match="changed after it was written"):
+        Store.open(tmp_path / "a")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 99}', "\xff", "[" * 100_000])
+def test_a_damaged_manifest_is_named(tmp_path, text):
+    (tmp_path / "manifest.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=r"manifest\.json"):
+        Store.open(tmp_path)
 
 
 def _written(tmp_path):
@@ -43,7 +74,7 @@ def test_a_manifest_of_another_version_is_called_so_and_left_alone(tmp_path, cha
     sentence = f"{path} was written by another version of zskd_fast; use that version, or choose another folder: "
     for opened in (
         lambda: Store.open(tmp_path),
-        lambda: Store.open_or_create(tmp_path, IDENTITY, impressions=10, shard_size=4),
+        lambda: Store.open_or_create(tmp_path, STORED, impressions=10, shard_size=4),
     ):
         with pytest.raises(InputError, match=f"^{re.escape(sentence + reason)}"):
             opened()
