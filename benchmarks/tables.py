@@ -14,7 +14,7 @@ from zskd_fast.repro.table import markdown
 
 _OPS = (
     *("soft_cross_entropy", "distillation_loss", "dirichlet", "impression_update_", "total_variation_grad_"),
-    *("max_pool", "dead_leaves"),
+    *("max_pool", "dead_leaves", "augment"),
 )
 _TRAFFIC = {"soft_cross_entropy": "65536x100", "distillation_loss": "65536x100", "impression_update_": "1000x1x32x32"}
 _GROWTH = {"impressions": "impressions", "batch": "batch size", "classes": "classes K"}

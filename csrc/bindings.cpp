@@ -48,6 +48,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("impression_update_", &zskd::ops::impression_update_, release_gil());
   m.def("total_variation_grad_", &zskd::ops::total_variation_grad_, release_gil());
   m.def("dead_leaves", &zskd::ops::dead_leaves, release_gil());
+  m.def("augment", &zskd::ops::augment, release_gil());
   m.def("max_pool", &zskd::ops::max_pool, release_gil());
   m.def("build_info", &build_info);
 }

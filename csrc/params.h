@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "math/augment.h"
+
 namespace zskd {
 
 enum class Dtype : int8_t { f32, f64, f16, bf16 };
@@ -88,6 +90,16 @@ struct DeadLeavesParams {
   const float* numbers;  // [images, leaves, kLeafNumbers + channels] dense
   float* out;            // [images, channels, height, width] dense
   int64_t images, leaves, channels, height, width;
+};
+
+// augment: rows that are not moved have one channel of height 1
+struct AugmentParams {
+  const float* x;            // x and out: [rows, channels, height, width] dense
+  const int64_t* positions;  // [rows]
+  int64_t positions_stride;
+  float* out;
+  int64_t rows, channels, height, width;
+  math::Augmentation numbers;
 };
 
 // max_pool: windows of 2x2 with stride 2

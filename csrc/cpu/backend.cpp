@@ -104,6 +104,16 @@ void dead_leaves(const DeadLeavesParams& p) {
                    [&](int64_t begin, int64_t end) { ZSKD_ON_ISA(dead_leaves, p, begin, end); });
 }
 
+void augment(const AugmentParams& p) {
+  constexpr int64_t frame = 2 * math::kOutside;
+  const int64_t size = p.channels * p.height * p.width;
+  const int64_t framed = p.numbers.moves ? p.channels * (p.height + frame) * (p.width + frame) : 0;
+  at::parallel_for(0, p.rows, row_grain(size), [&](int64_t begin, int64_t end) {
+    std::vector<float> scratch(static_cast<size_t>(size + framed));
+    ZSKD_ON_ISA(augment, p, begin, end, scratch.data());
+  });
+}
+
 void max_pool(const MaxPoolParams& p) {
   at::parallel_for(0, p.planes, row_grain(p.height * p.width),
                    [&](int64_t begin, int64_t end) { ZSKD_ON_ISA(max_pool, p, begin, end); });

@@ -14,6 +14,7 @@ void philox(const PhiloxParams& p);
 void impression_update(const ImpressionUpdateParams& p);
 void total_variation_grad(const TotalVariationGradParams& p);
 void dead_leaves(const DeadLeavesParams& p);
+void augment(const AugmentParams& p);
 void max_pool(const MaxPoolParams& p);
 
 // The order of the additions depends on `count` only.

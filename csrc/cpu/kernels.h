@@ -15,6 +15,7 @@
   void impression_update(const ImpressionUpdateParams& p, int64_t begin, int64_t end);                     \
   void total_variation_grad(const TotalVariationGradParams& p, int64_t begin, int64_t end, void* scratch); \
   void dead_leaves(const DeadLeavesParams& p, int64_t begin, int64_t end);                                 \
+  void augment(const AugmentParams& p, int64_t begin, int64_t end, float* scratch);                        \
   void max_pool(const MaxPoolParams& p, int64_t begin, int64_t end);                                       \
   }
 

@@ -40,6 +40,7 @@ add_library(zskd_cuda_kernels OBJECT
   csrc/cuda/impression_update_cuda.cu
   csrc/cuda/total_variation_grad_cuda.cu
   csrc/cuda/dead_leaves_cuda.cu
+  csrc/cuda/augment_cuda.cu
   csrc/cuda/scale_grad_cuda.cu)
 target_include_directories(zskd_cuda_kernels PRIVATE csrc)
 # No fast-math and no contraction: a multiply-add is fused only where the source calls fma, as on the CPU, so that a draw

@@ -19,5 +19,6 @@ void philox(const PhiloxParams& p, Stream stream);
 void impression_update(const ImpressionUpdateParams& p, Stream stream);
 void total_variation_grad(const TotalVariationGradParams& p, Stream stream);
 void dead_leaves(const DeadLeavesParams& p, Stream stream);
+void augment(const AugmentParams& p, Stream stream);
 
 }  // namespace zskd::cuda

@@ -27,6 +27,9 @@ void impression_update_(at::Tensor x, const at::Tensor& grad, at::Tensor exp_avg
                         double l2, const at::Tensor& lo, const at::Tensor& hi);
 void total_variation_grad_(at::Tensor grad, const at::Tensor& x, double weight);
 at::Tensor dead_leaves(const at::Tensor& leaves, int64_t height, int64_t width);
+at::Tensor augment(const at::Tensor& x, const at::Tensor& positions, int64_t seed, int64_t stream,
+                   double rotation_sigma, double scale_sigma, double shift_sigma, double flip_probability,
+                   double mix_probability, double noise_max, bool clamp, double low, double high);
 // The maxima of the 2x2 windows, and the index of each in its plane. CPU only.
 std::tuple<at::Tensor, at::Tensor> max_pool(const at::Tensor& x);
 

@@ -15,6 +15,7 @@ OPS = [
     "total_variation_grad_",
     "max_pool",
     "dead_leaves",
+    "augment",
 ]
 
 

@@ -27,7 +27,7 @@ BUDGET = Path(__file__).with_name("budget.json")
 BUDGET_ARCH = 90  # the architecture of the budget; on the others no kernel may spill
 FLAGS = ["-std=c++20", "-O3", "--fmad=false", "-diag-suppress=1675", f"-I{ROOT / 'csrc'}"]
 THREADS = {"tile_rows": 64, "group_rows": 128, "block_rows": 32, "long_rows": 256}  # block_rows: the fewest
-THREADS |= {"short_rows": 128, "fill": 256, "update": 256, "paint": 128, "add": 256, "scale": 256}
+THREADS |= {"short_rows": 128, "fill": 256, "update": 256, "paint": 128, "vary": 256, "add": 256, "scale": 256}
 THREADS_OF = {("dirichlet", "long_rows"): 128}
 
 _ENTRY = re.compile(

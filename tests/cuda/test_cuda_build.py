@@ -56,6 +56,7 @@ def test_kernels_compile_within_the_budget(capsys):
         ("dirichlet", {"add", "mul", "fma", "div", "sqrt"}),
         ("philox", {"add", "mul", "fma", "div", "sqrt"}),
         ("dead_leaves", {"add", "mul", "div"}),
+        ("augment", {"add", "mul", "fma", "sqrt"}),
     ],
 )
 def test_draws_use_only_correctly_rounded_instructions(op, uses, tmp_path):

@@ -113,6 +113,17 @@ def test_dead_leaves_match_the_bits_of_the_cpu(leaves, size):
     assert ops.dead_leaves(numbers[:0].to(DEVICE), *size).shape == (0, 3, *size)
 
 
+VARIATION = dict(rotation_sigma=0.3, scale_sigma=0.2, shift_sigma=0.2, flip_probability=0.5)
+VARIATION |= dict(mix_probability=0.5, noise_max=0.2, clamp=True)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (128, 1, 32, 32), (20, 3, 7, 9), (5, 3, 224, 224)], ids=str)
+def test_augment_matches_the_bits_of_the_cpu(shape):
+    x, positions = torch.rand(shape, generator=torch.Generator().manual_seed(0)), torch.arange(shape[0]) + 2**40
+    got = ops.augment(x.to(DEVICE), positions.to(DEVICE), seed=3, stream=5, **VARIATION)
+    assert got.is_cuda and torch.equal(got.cpu(), ops.augment(x, positions, seed=3, stream=5, **VARIATION))
+
+
 @pytest.mark.parametrize("shape", [(5, 3, 8, 8), (3, 3, 5, 5), (64, 1, 28, 28)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_impression_update_matches_the_cpu(dtype, shape):
@@ -156,6 +167,7 @@ def every_op(seed=0):
         ops.dirichlet(b + 0.1, ids, seed=seed),
         ops.philox(ids, 100, seed=seed, stream=1),
         ops.dead_leaves(ops.philox(ids, 90, seed=seed, stream=2).reshape(257, 10, 9), 32, 32),
+        ops.augment(b.reshape(257, 1, 25, 40), ids, seed=seed, stream=3, **VARIATION),
         x,
         m,
     ]
@@ -177,6 +189,7 @@ def test_no_op_waits_for_the_device():
         ops.distillation_loss(a, b, 4.0)
         ops.dirichlet(b + 0.1, ids, seed=1)
         ops.dead_leaves(ops.philox(ids, 90, seed=1, stream=1).reshape(64, 10, 9), 32, 32)
+        ops.augment(b.reshape(64, 1, 2, 5), ids, seed=1, stream=2, **VARIATION)
         ops.impression_update_(a, b, *moments, 1, lr=0.1, **UPDATE)
         ops.total_variation_grad_(a.reshape(64, 1, 2, 5), b.reshape(64, 1, 2, 5), 0.1)
     finally:

@@ -61,6 +61,52 @@ def test_nan_covers_nothing():
     assert same_bits(emulated.dead_leaves(numbers, 8, 8), ops.dead_leaves(numbers, 8, 8))
 
 
+# --- augment ---
+
+MAP = dict(rotation_sigma=0.3, scale_sigma=0.2, shift_sigma=0.2, flip_probability=0.5)
+BOUNDS = dict(low=-1.0, high=2.0)
+VARIATIONS = {
+    "none": {},
+    "map": MAP,
+    "flip": {"flip_probability": 0.5},
+    "far": {"shift_sigma": 300.0, "scale_sigma": 40.0, **BOUNDS},
+    "mixture": {"mix_probability": 0.5},
+    "noise": {"noise_max": 0.3, **BOUNDS},
+    "clamp": {"clamp": True, "low": 0.2, "high": 0.7},
+    "everything": {**MAP, "mix_probability": 0.5, "noise_max": 0.3, "clamp": True, **BOUNDS},
+}
+# One pixel, whole vectors and none, several channels, and more than one block a row.
+BATCHES = [(1, 1, 1, 1), (3, 1, 8, 8), (2, 3, 7, 5), (5, 2, 1, 6), (3, 3, 20, 24), (2, 1, 37, 41)]
+
+
+@pytest.mark.parametrize("shape", BATCHES, ids=str)
+@pytest.mark.parametrize("variation", VARIATIONS)
+def test_augmented_rows_have_the_bits_of_the_cpu(variation, shape):
+    numbers = dict(seed=2**40 + 3, stream=3, **VARIATIONS[variation])
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    positions = torch.arange(2 * len(x))[::2] + 2**33
+    want = ops.augment(x, positions, **numbers)
+    for order, most_blocks in orders(4):
+        for offset in (0, 1):
+            got = emulated.augment(x, positions, **numbers, offset=offset, order=order, most_blocks=most_blocks)
+            assert same_bits(got, want), f"order {order}, {most_blocks} blocks, offset {offset}"
+
+
+def test_augmented_rows_that_are_no_images_have_the_bits_of_the_cpu():
+    numbers = dict(seed=1, stream=9, mix_probability=0.5, noise_max=0.3, clamp=True)
+    for shape in ((4, 1), (3, 6), (2, 5, 7), (2, 3000), (0, 6)):
+        x, positions = torch.rand(shape), torch.arange(len(torch.empty(shape)))
+        assert same_bits(emulated.augment(x, positions, **numbers), ops.augment(x, positions, **numbers))
+
+
+def test_pixels_that_are_not_finite_spread_as_on_the_cpu():
+    x = torch.rand(4, 1, 9, 9)
+    x[0, 0, 4, 4], x[1, 0, 0], x[2] = torch.nan, math.inf, torch.nan
+    numbers = dict(seed=1, stream=0, **MAP, mix_probability=1.0, clamp=True)
+    got, want = (vary(x, torch.arange(4), **numbers) for vary in (emulated.augment, ops.augment))
+    assert torch.equal(got.isnan(), want.isnan()) and torch.equal(got.nan_to_num(5.0), want.nan_to_num(5.0))
+
+
 # --- total_variation_grad_ ---
 
 

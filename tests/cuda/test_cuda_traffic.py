@@ -123,6 +123,22 @@ def test_dead_leaves_write_each_pixel_once():
     assert wide.load_bytes == 4 * ROWS * (3 * 32 * 32 + 2 * 10 * 6)
 
 
+def test_augment_reads_a_row_that_stays_in_place_once_and_a_mixed_one_with_its_partner():
+    moved = []
+    positions, draw = torch.arange(ROWS), dict(seed=1, stream=0)
+    for x, numbers in (
+        (torch.rand(ROWS, 512), {"noise_max": 0.1}),
+        (torch.rand(ROWS, 512), {"mix_probability": 1.0}),
+        (torch.rand(ROWS, 510), {"mix_probability": 1.0}),
+    ):
+        emulated_images.augment(x, positions, **draw, **numbers, traffic=moved)
+    noisy, mixed, narrow = moved
+    assert [each.store_bytes for each in moved] == [4 * ROWS * 512, 4 * ROWS * 512, 4 * ROWS * 510]
+    assert noisy.load_bytes == 4 * ROWS * 512 and mixed.load_bytes == 2 * 4 * ROWS * 512
+    assert mixed.wide_loads == mixed.loads and mixed.wide_stores == mixed.stores
+    assert narrow.wide_loads == narrow.wide_stores == 0 and narrow.load_bytes == 2 * 4 * ROWS * 510
+
+
 def dirichlet_traffic(classes: int) -> emulated.Traffic:
     moved = []
     emulated.dirichlet(torch.ones(ROWS, classes), torch.arange(ROWS), seed=1, traffic=moved)

@@ -38,6 +38,7 @@ EMULATED_OP(philox, PhiloxParams)
 EMULATED_OP(impression_update, ImpressionUpdateParams)
 EMULATED_OP(total_variation_grad, TotalVariationGradParams)
 EMULATED_OP(dead_leaves, DeadLeavesParams)
+EMULATED_OP(augment, AugmentParams)
 
 extern "C" const char* planted_bug(const char* kernel, const float* in, float* out, int64_t count, bool broken) {
   return report_of([&] { run_planted_bug(kernel, in, out, count, broken); });

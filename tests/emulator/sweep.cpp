@@ -91,6 +91,15 @@ void dead_leaves(int64_t leaves, int64_t channels, int64_t height, int64_t width
                     nullptr);
 }
 
+void augment(bool moves, int64_t channels, int64_t height, int64_t width, int64_t offset) {
+  const int64_t rows = 3, size = rows * channels * height * width;
+  Buffer x(size, Dtype::f32, offset), positions(rows, Dtype::f64), out(size, Dtype::f32);
+  const math::Augmentation numbers = {{1, 2}, 3, moves, 0.5f, 0.3f, 0.3f, 0.5f, 0.5f, 0.1f, 0.0f, 0.0f, 1.0f};
+  cuda::augment({static_cast<const float*>(x.data()), static_cast<const int64_t*>(positions.data()), 1,
+                 static_cast<float*>(out.data()), rows, channels, height, width, numbers},
+                nullptr);
+}
+
 void all_ops() {
   for (const Dtype dtype : kDtypes) {
     for (const int64_t classes : kClasses) {
@@ -117,6 +126,12 @@ void all_ops() {
   }
   for (const int64_t leaves : {1, 10, 128, 300}) {
     for (const int64_t width : {1, 5, 32, 130}) dead_leaves(leaves, leaves % 3 + 1, 5, width);
+  }
+  for (const int64_t width : {1, 5, 32, 430}) {
+    for (const int64_t offset : {0, 1}) {
+      for (const int64_t channels : {1, 3}) augment(true, channels, 5, width, offset);
+      augment(false, 1, 1, width, offset);
+    }
   }
   for (const Dtype dtype : {Dtype::f32, Dtype::f64}) {
     for (const int64_t count : {1, 4, 5, 1023, 1024}) {

@@ -34,6 +34,7 @@ LARGE = {
     "philox": lambda rows: ops.philox(torch.arange(rows), CLASSES, seed=0, stream=0),
     "dirichlet": lambda rows: ops.dirichlet(torch.ones(rows, CLASSES), torch.arange(rows), seed=0),
     "dead_leaves": lambda rows: ops.dead_leaves(torch.zeros(rows, 1, 7), 20, 50),
+    "augment": lambda rows: ops.augment(torch.zeros(rows, CLASSES), torch.arange(rows), seed=0, stream=0),
     "max_pool": lambda rows: ops.max_pool(torch.zeros(rows, 4, 20, 50)),
 }
 

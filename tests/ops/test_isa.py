@@ -31,16 +31,19 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
             want = getattr(reference, op)(z.double(), other.double(), 4.0, reduction="none")
             error = (got - want).abs().max() / want.abs().max().clamp(min=1.0)
             worst = max(worst, float("inf") if error.isnan() else error.item())
-x, m, v = torch.rand(4, 3, 9, 9, generator=g), torch.zeros(4, 3, 9, 9), torch.zeros(4, 3, 9, 9)
+u, m, v = torch.rand(4, 3, 9, 9, generator=g), torch.zeros(4, 3, 9, 9), torch.zeros(4, 3, 9, 9)
 for step in (1, 2, 3):
-    ops.impression_update_(x, torch.randn(4, 3, 9, 9, generator=g), m, v, step, lr=0.1, l1=0.1, lo=0.0, hi=1.0)
+    ops.impression_update_(u, torch.randn(4, 3, 9, 9, generator=g), m, v, step, lr=0.1, l1=0.1, lo=0.0, hi=1.0)
 kinds = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 smooth = [torch.randn(4, 3, 9, 11, generator=g).to(kind) for kind in kinds]
 for grad in smooth:
     ops.total_variation_grad_(grad, grad.flip(-1).contiguous(), 0.3)
 pooled = ops.max_pool(torch.randn(4, 3, 11, 14, generator=g))
 leaves = ops.dead_leaves(torch.randn(3, 5, 9, generator=g), 11, 70)
-print(build_info()["isa"], bits(*draws), bits(x, m, v, *(s.float() for s in smooth), pooled, leaves), worst)
+spread = dict(rotation_sigma=0.3, scale_sigma=0.2, shift_sigma=0.2, flip_probability=0.5)
+x = torch.rand(40, 3, 11, 70, generator=g)
+varied = ops.augment(x, ids[:40], seed=5, stream=1, mix_probability=0.5, noise_max=0.1, clamp=True, **spread)
+print(build_info()["isa"], bits(*draws), bits(u, m, v, *(s.float() for s in smooth), pooled, leaves, varied), worst)
 """
 
 
@@ -62,7 +65,7 @@ def test_every_instruction_set_gives_the_same_results(isa, chosen):
     name, draws, update, worst = result.stdout.split()
     assert name == isa
     assert draws == chosen[1], "Dirichlet or Philox draws differ"
-    assert update == chosen[2], "impression updates, total variations, max-pools or dead leaves differ"
+    assert update == chosen[2], "impression updates, total variations, max-pools, dead leaves or variations differ"
     assert float(worst) <= 1e-5
 
 

@@ -106,6 +106,7 @@ META_CALLS = {
     "total_variation_grad_": lambda z, ids: _with_total_variation(z.clone()[None, None]),
     "max_pool": lambda z, ids: ops.max_pool(z[None, None]),
     "dead_leaves": lambda z, ids: ops.dead_leaves(z.repeat(1, 2)[None, :, :9].contiguous(), 5, 4),
+    "augment": lambda z, ids: ops.augment(z[:, None, None], ids, seed=1, stream=0, rotation_sigma=0.1, noise_max=0.1),
 }
 
 

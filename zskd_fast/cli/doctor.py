@@ -123,6 +123,12 @@ def _dead_leaves(ops: ModuleType, device: torch.device) -> list[torch.Tensor]:
     return [ops.dead_leaves(leaves[: len(leaves) // 63 * 63].reshape(-1, 7, 9), 12, 20)]
 
 
+def _augment(ops: ModuleType, device: torch.device) -> list[torch.Tensor]:
+    x, positions = next(_inputs(device)).reshape(4, 2, 8, -1), torch.arange(4, device=device)
+    effects = {"rotation_sigma": 0.3, "flip_probability": 0.5, "mix_probability": 0.5, "noise_max": 0.1}
+    return [ops.augment(x, positions, seed=1, stream=0, shift_sigma=0.1, clamp=True, low=-1.0, **effects)]
+
+
 def _max_pool(ops: ModuleType, device: torch.device) -> list[torch.Tensor]:
     return [ops.max_pool(next(_inputs(device)).reshape(4, 2, 8, -1))]
 
@@ -135,5 +141,6 @@ _TRIALS: dict[str, _Trial] = {
     "impression_update_": _impression_update,
     "total_variation_grad_": _total_variation_grad,
     "dead_leaves": _dead_leaves,
+    "augment": _augment,
     "max_pool": _max_pool,
 }

@@ -1,5 +1,6 @@
 """The accelerated ops. `zskd_fast.reference` has the same functions in plain torch."""
 
+from zskd_fast.ops.augment import augment
 from zskd_fast.ops.dead_leaves import dead_leaves
 from zskd_fast.ops.dirichlet import dirichlet
 from zskd_fast.ops.distillation_loss import distillation_loss
@@ -10,6 +11,7 @@ from zskd_fast.ops.soft_cross_entropy import soft_cross_entropy, soft_cross_entr
 from zskd_fast.ops.total_variation_grad import total_variation_grad_
 
 __all__ = [
+    "augment",
     "dead_leaves",
     "dirichlet",
     "distillation_loss",

@@ -1,5 +1,6 @@
 """The ops of `zskd_fast.ops` in plain torch or numpy, slow and readable: they define the correct results."""
 
+from zskd_fast.reference.augment import augment
 from zskd_fast.reference.dead_leaves import dead_leaves
 from zskd_fast.reference.dirichlet import dirichlet
 from zskd_fast.reference.distillation_loss import distillation_loss
@@ -10,6 +11,7 @@ from zskd_fast.reference.soft_cross_entropy import soft_cross_entropy
 from zskd_fast.reference.total_variation_grad import total_variation_grad_
 
 __all__ = [
+    "augment",
     "dead_leaves",
     "dirichlet",
     "distillation_loss",

@@ -8,11 +8,7 @@ from zskd_fast.errors import InputError
 
 START_NOISE = 1
 EPOCH_ORDER = 2
-AFFINE = 3
-FLIP = 4
-MIX = 5
-NOISE_SIGMA = 6
-NOISE = 7
+AUGMENTATION = 3  # and the next four: see ops.augment
 FRESH_NOISE = 8
 
 
