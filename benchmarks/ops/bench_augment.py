@@ -17,13 +17,12 @@ _RECIPE = load_recipe("fast").distillation.augmentation
 def test_augment(shape: tuple[int, ...], threads: int, provider: str, bench: Bench) -> None:
     x = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(bench.device)
     positions = torch.arange(len(x), device=bench.device)
-    draws = {"seed": 0, "stream": 3}
-    wanted = reference.augment(x.double(), positions, **draws, **vars(_RECIPE))
+    wanted = reference.augment(x.double(), positions, seed=0, stream=3, **vars(_RECIPE))
 
     def vary() -> Tensor:
         if provider == "torch":  # with draws of its own
             return plain_loop.augment(x, _RECIPE)
-        return ops.augment(x, positions, **draws, **vars(_RECIPE))
+        return ops.augment(x, positions, seed=0, stream=3, **vars(_RECIPE))
 
     def check(varied: Tensor) -> None:
         if provider == "zskd_fast":
