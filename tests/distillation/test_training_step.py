@@ -1,6 +1,7 @@
 """One step of the distillation: as a graph it does the same as without one."""
 
 import copy
+import dataclasses
 
 import pytest
 import recorded_graphs
@@ -9,9 +10,12 @@ from small_models import IMAGE, distillation_recipe, image_classifier, impressio
 from students import Stopped, images, stop_at
 from torch import nn
 
+from zskd_fast import ops
+from zskd_fast.config.input_spec import InputSpec
 from zskd_fast.config.recipe_files import load_recipe
 from zskd_fast.distillation.distiller import Distiller
 from zskd_fast.distillation.training_step import TrainingStep
+from zskd_fast.models import LeNet5, LeNet5Half
 from zskd_fast.runtime import cuda_graph
 
 FAST = load_recipe("fast").distillation
@@ -137,3 +141,19 @@ def test_a_step_launches_little_beside_its_graph(monkeypatch):
     assert len(graphs) == 1 and len(graphs[0].launches) > 100
     outside = counted[2] + counted[3]  # of the second step: the first one also draws the order of the impressions
     assert len(outside) <= 10, outside
+
+
+def test_the_graph_of_a_step_of_lenet_has_few_kernels(monkeypatch):
+    """The batch takes 20 of them, most of these to turn draws into leaves; the rest belongs to the models and the loss.
+
+    An op of this package is one kernel, but under a count of torch's ops `dead_leaves` is its reference, so a single op
+    takes its place.
+    """
+    graphs = recorded_graphs.install(monkeypatch)
+    monkeypatch.setattr(recorded_graphs.RecordedGraph, "replay", lambda graph: None)
+    monkeypatch.setattr(cuda_graph, "_require_same_moves", lambda *_: None)
+    monkeypatch.setattr(ops, "dead_leaves", lambda leaves, *size: leaves.new_zeros(len(leaves), 1, *size))
+    models, recipe = (LeNet5(), LeNet5Half()), dataclasses.replace(FAST, steps=3)
+    Distiller(*models, InputSpec((1, 32, 32)), recipe, seed=0).fit(torch.rand(128, 1, 32, 32), progress=False)
+    assert graphs[0].launches.count("augment") == 1
+    assert len(graphs[0].launches) <= 70, graphs[0].launches

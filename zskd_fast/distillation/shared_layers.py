@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from zskd_fast.models.classifier import Classifier, frozen
 from zskd_fast.runtime.precision import full_float32
-from zskd_fast.runtime.processes import World
+from zskd_fast.runtime.processes import World, weighted
 
 _IDENTITIES = (nn.Identity, nn.Dropout)  # in eval mode
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Sigmoid, nn.Tanh)
@@ -127,7 +127,7 @@ class SharedLayers:
         The mean square is that of the whole batch, of which this process has the ``share``.
         """
         wanted = self._wanted.to(self._got.dtype)
-        scale = world.sum(wanted.square().mean() * share).clamp_min(1e-12)
+        scale = world.sum(weighted(wanted.square().mean(), share)).clamp_min(1e-12)
         return F.mse_loss(self._got, wanted) / scale
 
     def _described(self, theirs: list[_Call], mine: list[_Call], own_map: torch.Tensor | None) -> str:

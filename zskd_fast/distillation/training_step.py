@@ -13,7 +13,7 @@ from zskd_fast.distillation.batches import Batches
 from zskd_fast.distillation.shared_layers import SharedLayers
 from zskd_fast.models.classifier import Classifier
 from zskd_fast.runtime import cuda_graph
-from zskd_fast.runtime.processes import World
+from zskd_fast.runtime.processes import World, weighted
 from zskd_fast.runtime.seeds import seed_torch
 from zskd_fast.runtime.timing import PhaseTimer
 from zskd_fast.store.mapped_rows import MappedRows
@@ -51,12 +51,13 @@ class TrainingStep:
         self._parameters = [parameter for parameter in student.model.parameters() if parameter.requires_grad]
         self._loss = torch.zeros((), device=teacher.device)
         self._gradients: list[torch.Tensor] = []  # that a graph writes
+        self._one = torch.ones((), device=teacher.device)
         self._replay: cuda_graph.Step | None = None
 
     def capture(self, step: int) -> None:
         """Capture the step, if the steps from this one to the last are worth it, for all later calls.
 
-        The graph writes the gradients where they are now, so from then on they are set to zero and not to None.
+        The graph writes the gradients where they are now, so from then on they are overwritten and not set to None.
         """
         if self._world.size > 1 or not cuda_graph.pays(self._teacher.device, self._recipe.steps - step):
             return
@@ -104,18 +105,20 @@ class TrainingStep:
         with timer("loss"):
             loss = ops.distillation_loss(logits, wanted, self._recipe.temperature)
             if shared:
-                loss = loss + self._recipe.feature_weight * shared.loss(share, self._world)
+                loss = torch.add(loss, shared.loss(share, self._world), alpha=self._recipe.feature_weight)
         with timer("student"):
-            self._clear_gradients()
-            (loss * (share * self._world.size)).backward()
-            self._loss.copy_(loss.detach()).mul_(share)
+            self._differentiate(weighted(loss, share * self._world.size))
+            self._loss.copy_(weighted(loss.detach(), share))
 
-    def _clear_gradients(self) -> None:
-        if self._gradients:
-            torch._foreach_zero_(self._gradients)
+    def _differentiate(self, loss: torch.Tensor) -> None:
+        if not self._gradients:
+            for parameter in self._parameters:
+                parameter.grad = None
+            loss.backward()
             return
-        for parameter in self._parameters:
-            parameter.grad = None
+        # One copy of all gradients: a backward pass would add each of them to zeros.
+        unused = {"allow_unused": True, "materialize_grads": True}
+        torch._foreach_copy_(self._gradients, torch.autograd.grad(loss, self._parameters, self._one, **unused))
 
     @contextlib.contextmanager
     def _teacher_watched(self) -> Iterator[None]:

@@ -112,3 +112,8 @@ def _release_locals(error: BaseException | None) -> None:
         traceback.clear_frames(error.__traceback__)
         error = error.__context__
     gc.collect()
+
+
+def weighted(value: torch.Tensor, share: float) -> torch.Tensor:
+    """Return value * share; the value itself for the share of a process alone, 1: on a GPU that is one launch less."""
+    return value if share == 1 else value * share

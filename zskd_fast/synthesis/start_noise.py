@@ -34,8 +34,12 @@ def start_noise(
     else:
         count = math.prod(input_spec.shape)
         noise = ops.philox(ids, count, seed=seed, stream=stream, distribution=recipe.kind)
-    noise = noise.mul_(recipe.scale).add_(recipe.shift).reshape(len(ids), *input_spec.shape)
-    return input_spec.to_raw(noise.clamp_(0, 1) if clamp else noise, clamp=clamp)
+    is_scaled = (recipe.scale, recipe.shift) != (1, 0)
+    if is_scaled:
+        noise.mul_(recipe.scale).add_(recipe.shift)
+    if clamp and (is_scaled or recipe.kind == "normal"):  # all other noise is between 0 and 1
+        noise.clamp_(0, 1)
+    return input_spec.to_raw(noise.reshape(len(ids), *input_spec.shape), clamp=clamp)
 
 
 def check_noise(recipe: NoiseRecipe, input_spec: InputSpec) -> None:
