@@ -199,6 +199,12 @@ def test_the_channel_is_dropped_that_the_next_layer_can_do_without(size):
         assert kept_channels(moments.covariance(), weight.float(), 4, len(left)).tolist() == left
 
 
+def test_a_teacher_in_sixteen_bits_gives_a_student_in_thirty_two_its_weights():
+    student = _started(_without(_mlp(), [[0, 3, 7], [1, 2]]).bfloat16(), _mlp(5, 4, seed=1), vectors(512))
+    with _labeling(wanted := _without(_mlp(), [[0, 3, 7], [1, 2]])):
+        torch.testing.assert_close(student(vectors(64)), wanted(vectors(64)), rtol=0.1, atol=0.05)
+
+
 def test_frozen_layers_and_the_teacher_stay_as_they_are():
     teacher, student = _mlp(), _mlp(8, 3, seed=1)
     student[0].requires_grad_(False)

@@ -15,10 +15,10 @@ class Moments:
         self._products = self._with_targets = torch.zeros((), dtype=torch.float64)
 
     def add(self, u: torch.Tensor, targets: torch.Tensor | None = None) -> None:
-        u = F.pad(u, (0, 1), value=1.0)
+        u = F.pad(u.float(), (0, 1), value=1.0)
         self._products = self._products + (u.T @ u).double()
         if targets is not None:
-            self._with_targets = self._with_targets + (u.T @ targets).double()
+            self._with_targets = self._with_targets + (u.T @ targets.float()).double()
 
     def covariance(self) -> torch.Tensor:
         products = self._products / self._products[-1, -1]
