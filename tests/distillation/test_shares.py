@@ -45,7 +45,8 @@ def test_all_processes_end_with_one_student_that_is_close_to_that_of_one_process
         if recipe.augmentation.mix_probability:  # a row is mixed with another partner
             assert float(loss.mean()) == pytest.approx(float(wanted.mean()), rel=0.1)
         elif recipe.dormant_units.every:  # the quantile of a unit's values is the mean of those of the shares
-            torch.testing.assert_close(loss, wanted, rtol=0.02, atol=1e-5)
+            few = recipe.batch_size < 8 * size  # and the quantile of a few rows is a rough one
+            torch.testing.assert_close(loss, wanted, rtol=0.1 if few else 0.02, atol=1e-5)
         else:  # the same inputs, summed in another order
             torch.testing.assert_close(loss, wanted, rtol=1e-4, atol=1e-6)
             weights = (torch.tensor(each["weights"]) for each in (ranks[0], alone))
