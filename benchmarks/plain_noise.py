@@ -28,9 +28,7 @@ def _dead_leaves(count: int, shape: tuple[int, ...], recipe: NoiseRecipe, device
     channels, height, width = shape
     center = torch.rand(count, recipe.leaves, 2, device=device) * 2 - 1
     smallest, largest = recipe.leaf_size
-    first, second = smallest + (largest - smallest) * torch.rand(2, count, recipe.leaves, device=device)
-    angle = math.pi * torch.rand(count, recipe.leaves, device=device)
-    cos, sin = angle.cos(), angle.sin()
-    axes = torch.stack([cos / first, sin / first, -sin / second, cos / second], dim=-1)
+    half_axes = smallest + (largest - smallest) * torch.rand(count, recipe.leaves, 2, device=device)
+    angle = math.pi * torch.rand(count, recipe.leaves, 1, device=device)
     values = torch.rand(count, recipe.leaves, channels, device=device)
-    return reference.dead_leaves(torch.cat([center, axes, values], dim=-1), height, width)
+    return reference.dead_leaves(torch.cat([center, half_axes, angle, values], dim=-1), height, width)

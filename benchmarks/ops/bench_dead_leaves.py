@@ -14,7 +14,7 @@ PROVIDERS = list(_PAINTERS)
 
 def test_dead_leaves(shape: tuple[int, ...], threads: int, provider: str, bench: Bench) -> None:
     images, count, channels, height, width = shape
-    leaves = torch.randn(images, count, 6 + channels, generator=torch.Generator().manual_seed(0)).to(bench.device)
+    leaves = torch.randn(images, count, 5 + channels, generator=torch.Generator().manual_seed(0)).to(bench.device)
     wanted = reference.dead_leaves(leaves, height, width)
 
     def check(image: Tensor) -> None:

@@ -11,7 +11,7 @@ namespace {
 
 constexpr const char* kOp = "dead_leaves";
 constexpr int kThreads = 128;
-constexpr int kChunk = 128;  // leaves in shared memory
+constexpr int kChunk = kThreads;  // leaves in shared memory: each thread computes the shape of one
 constexpr int kGround = -1;
 using math::kLeafNumbers;
 
@@ -37,11 +37,15 @@ struct Painting {
         blocks_per_image(ceil_div(pixels, int64_t{kThreads} * pixels_per_thread)) {}
 };
 
-// Copies the shapes of `count` leaves. The barriers separate this from the reads before and after it.
-__device__ __forceinline__ void read_shapes(const Painting& p, const float* leaf, int count, float* shapes) {
+// Computes the shapes of `count` leaves. The barriers separate this from the reads before and after it.
+__device__ __forceinline__ void find_shapes(const Painting& p, const float* leaves, int count,
+                                            math::LeafShape* shapes) {
   __syncthreads();
-  for (int i = threadIdx.x; i < count * kLeafNumbers; i += kThreads) {
-    load<1>(leaf + i / kLeafNumbers * p.leaf_stride + i % kLeafNumbers, shapes + i);
+  if (const int leaf = threadIdx.x; leaf < count) {
+    float numbers[kLeafNumbers];
+#pragma unroll
+    for (int k = 0; k < kLeafNumbers; ++k) load<1>(leaves + leaf * p.leaf_stride + k, numbers + k);
+    shapes[leaf] = math::leaf_shape(numbers);
   }
   __syncthreads();
 }
@@ -70,7 +74,7 @@ struct Pixels {
   }
 
   template <bool kBox>
-  __device__ void cover(const float* shape, int leaf) {
+  __device__ void cover(const math::LeafShape& shape, int leaf) {
     const math::LeafRow from = math::leaf_row(shape, row);
 #pragma unroll
     for (int k = 0; k < kWidth; ++k) {
@@ -79,13 +83,12 @@ struct Pixels {
   }
 
   // Tries the leaves of a chunk that begins with leaf `begin`.
-  __device__ void cover_from_last(const float* shapes, int begin, int count) {
+  __device__ void cover_from_last(const math::LeafShape* shapes, int begin, int count) {
     for (int l = count - 1; l >= 0 && is_open(); --l) {
-      const float* const shape = shapes + l * kLeafNumbers;
       if ((begin + l) % 2 == 0) {
-        cover<false>(shape, begin + l);
+        cover<false>(shapes[l], begin + l);
       } else {
-        cover<true>(shape, begin + l);
+        cover<true>(shapes[l], begin + l);
       }
     }
   }
@@ -108,7 +111,7 @@ __device__ __forceinline__ void write(const Painting& p, const float* leaves, co
 
 template <int kWidth>
 __global__ void __launch_bounds__(kThreads) paint(const Painting p) {
-  static __shared__ float shapes[kChunk * kLeafNumbers];
+  static __shared__ math::LeafShape shapes[kChunk];
   for (int64_t block = blockIdx.x; block < p.images * p.blocks_per_image; block += gridDim.x) {
     const int64_t image = divide(block, p.blocks_per_image);
     const int64_t first = ((block - image * p.blocks_per_image) * kThreads + threadIdx.x) * kWidth;
@@ -116,7 +119,7 @@ __global__ void __launch_bounds__(kThreads) paint(const Painting p) {
     Pixels<kWidth> pixels(p, first);  // may lie beyond the image: all threads have to reach the barriers
     for (int end = p.leaves; end > 0; end -= kChunk) {
       const int begin = end > kChunk ? end - kChunk : 0;
-      read_shapes(p, leaves + begin * p.leaf_stride, end - begin, shapes);
+      find_shapes(p, leaves + begin * p.leaf_stride, end - begin, shapes);
       pixels.cover_from_last(shapes, begin, end - begin);
     }
     if (first < p.pixels) write(p, leaves, pixels, p.out + image * p.channels * p.pixels + first);

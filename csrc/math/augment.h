@@ -25,12 +25,6 @@ ZSKD_INLINE PhiloxBlock draw_block(const Augmentation& a, Halves id, uint32_t pu
   return draw(a.seed, id, index, Purpose::stream, a.stream + purpose);
 }
 
-// The fraction of an angle in turns, in units of 2^-32: these are the low bits of a sum whose last bit is worth that.
-ZSKD_INLINE uint32_t turn_of(float radians) {
-  constexpr double kTurn = 0x1.45f306dc9c883p-3;  // 1 / (2 pi)
-  return static_cast<uint32_t>(bit_cast<uint64_t>(static_cast<double>(radians) * kTurn + 0x1.8p20));
-}
-
 // Where an output pixel is sampled: column = right_to_column * right + down_to_column * down + center_column, and the
 // row likewise.
 struct AffineMap {

@@ -2,27 +2,42 @@
 // height and width.
 #pragma once
 
-#include "math/portable.h"
+#include "math/elementary.h"
 
 namespace zskd::math {
 
-constexpr int kLeafNumbers = 6;  // in front of the gray values of a leaf
+// In front of the values of a leaf: row and column of its center, its half-axes, and the angle from the columns to the
+// first of them.
+constexpr int kLeafNumbers = 5;
 
 // The center of pixel i of `count`, between -1 and 1.
 ZSKD_INLINE float pixel_center(int64_t i, int64_t count) {
   return static_cast<float>(2 * i + 1) / static_cast<float>(count) - 1.0f;
 }
 
-// A leaf as seen from one row of pixels: the coordinates along its two axes, in units of its half-axes, are
-// slope * right + offset, where `right` is the distance from its center.
+// The coordinates along the two axes, in units of the half-axes, per unit right and per unit down from the center.
+struct LeafShape {
+  float center_row, center_column, along_right, along_down, across_right, across_down;
+};
+
+ZSKD_INLINE LeafShape leaf_shape(const float* leaf) {
+  const float first = leaf[2], second = leaf[3], angle = leaf[4];
+  float sine, cosine;
+  sincos_turn(turn_of(angle), &sine, &cosine);
+  sine += angle - angle;  // NaN if the angle is no number: such a leaf covers nothing
+  cosine += angle - angle;
+  return {leaf[0], leaf[1], cosine / first, sine / first, -sine / second, cosine / second};
+}
+
+// A leaf as seen from one row of pixels: the coordinates along its two axes are slope * right + offset, where `right`
+// is the distance from its center.
 struct LeafRow {
   float center_column, along_slope, along_offset, across_slope, across_offset;
 };
 
-// `leaf`: center row, center column, then the coordinate along the first axis per unit right and down, and across it.
-ZSKD_INLINE LeafRow leaf_row(const float* leaf, float row) {
-  const float down = row - leaf[0];
-  return {leaf[1], leaf[2], leaf[3] * down, leaf[4], leaf[5] * down};
+ZSKD_INLINE LeafRow leaf_row(const LeafShape& leaf, float row) {
+  const float down = row - leaf.center_row;
+  return {leaf.center_column, leaf.along_right, leaf.along_down * down, leaf.across_right, leaf.across_down * down};
 }
 
 template <bool kBox>

@@ -207,6 +207,12 @@ ZSKD_INLINE T log_positive(T x) {
   return x < infinity<T>() ? log_normal(x) : x;
 }
 
+// The fraction of an angle in turns, in units of 2^-32: these are the low bits of a sum whose last bit is worth that.
+ZSKD_INLINE uint32_t turn_of(float radians) {
+  constexpr double kTurn = 0x1.45f306dc9c883p-3;  // 1 / (2 pi)
+  return static_cast<uint32_t>(bit_cast<uint64_t>(static_cast<double>(radians) * kTurn + 0x1.8p20));
+}
+
 // sin and cos of 2 pi k / 2^32. The reduction to [-pi/4, pi/4] is exact, in integers.
 template <class T>
 ZSKD_INLINE void sincos_turn(uint32_t k, T* sine, T* cosine) {

@@ -18,7 +18,7 @@ void check_leaves(const at::Tensor& leaves, int64_t height, int64_t width) {
   ZSKD_CHECK_TYPE(leaves.scalar_type() == at::kFloat, kOp, ": leaves is ", leaves.scalar_type(), ", wanted float32");
   ZSKD_CHECK(leaves.dim() == 3 && leaves.size(2) > math::kLeafNumbers && leaves.is_contiguous(), kOp,
              ": leaves has shape ", leaves.sizes(), " and strides ", leaves.strides(),
-             ", wanted contiguous [N, L, 6 + C] with C >= 1");
+             ", wanted contiguous [N, L, 5 + C] with C >= 1");
   ZSKD_CHECK(leaves.size(1) <= std::numeric_limits<int32_t>::max(), kOp, ": leaves has shape ", leaves.sizes(),
              ", wanted fewer than 2^31 leaves an image");
   ZSKD_CHECK(height >= 1 && width >= 1, kOp, ": height and width are ", height, " and ", width, ", wanted 1 or more");

@@ -31,8 +31,8 @@ PICTURES = [
 
 def leaves_of(images: int, leaves: int, channels: int, size: float = 3.0) -> torch.Tensor:
     """Random leaves; a large `size` makes them small, so that many pixels are covered by an early leaf or by none."""
-    numbers = torch.randn(images, leaves, 6 + channels, generator=torch.Generator().manual_seed(leaves))
-    numbers[..., 2:6] *= size
+    numbers = torch.randn(images, leaves, 5 + channels, generator=torch.Generator().manual_seed(leaves))
+    numbers[..., 2:4] /= size
     return numbers
 
 
@@ -58,6 +58,8 @@ def test_nan_covers_nothing():
     numbers = leaves_of(2, 5, 2)
     numbers[0, 3:] = torch.nan
     numbers[1, 2, 2] = math.inf
+    numbers[1, 3, 4] = torch.nan
+    numbers[1, 4, 4] = math.inf
     assert same_bits(emulated.dead_leaves(numbers, 8, 8), ops.dead_leaves(numbers, 8, 8))
 
 

@@ -113,14 +113,14 @@ def test_total_variation_grad_uses_vectors_for_all_but_the_neighbors_in_the_row(
 
 def test_dead_leaves_write_each_pixel_once():
     moved = []
-    leaves = torch.zeros(ROWS, 10, 9)  # they cover every pixel
+    leaves = torch.ones(ROWS, 10, 8) * torch.tensor([0, 0, 9, 9, 0, 1, 1, 1])  # they cover every pixel
     for width in (32, 30):
         emulated_images.dead_leaves(leaves, 32, width, traffic=moved)
     wide, narrow = moved
     assert wide.store_bytes == 4 * ROWS * 3 * 32 * 32 and narrow.store_bytes == 4 * ROWS * 3 * 32 * 30
     assert wide.wide_stores == wide.stores and narrow.wide_stores == 0
     # A value for each element, and the shapes of the leaves for each block.
-    assert wide.load_bytes == 4 * ROWS * (3 * 32 * 32 + 2 * 10 * 6)
+    assert wide.load_bytes == 4 * ROWS * (3 * 32 * 32 + 2 * 10 * 5)
 
 
 def test_augment_reads_a_row_that_stays_in_place_once_and_a_mixed_one_with_its_partner():

@@ -85,7 +85,7 @@ void total_variation_grad(Dtype dtype, int64_t height, int64_t width, int64_t pi
 
 void dead_leaves(int64_t leaves, int64_t channels, int64_t height, int64_t width) {
   const int64_t images = 2;
-  Buffer numbers(images * leaves * (6 + channels), Dtype::f32), out(images * channels * height * width, Dtype::f32);
+  Buffer numbers(images * leaves * (5 + channels), Dtype::f32), out(images * channels * height * width, Dtype::f32);
   cuda::dead_leaves({static_cast<const float*>(numbers.data()), static_cast<float*>(out.data()), images, leaves,
                      channels, height, width},
                     nullptr);

@@ -10,13 +10,11 @@ from zskd_fast._extension import _C
 
 
 def _leaves(images=3, leaves=7, channels=3, seed=0):
-    return torch.randn(images, leaves, 6 + channels, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(images, leaves, 5 + channels, generator=torch.Generator().manual_seed(seed))
 
 
 def _leaf(*, center=(0.0, 0.0), half_axes=(0.5, 0.5), angle=0.0, values=(1.0,)):
-    cos, sin = math.cos(angle), math.sin(angle)
-    (a, b), (row, column) = half_axes, center
-    return torch.tensor([row, column, cos / a, sin / a, -sin / b, cos / b, *values])
+    return torch.tensor([*center, *half_axes, angle, *values])
 
 
 def _picture(*leaves, height=4, width=4):
@@ -55,13 +53,16 @@ def test_a_later_leaf_covers_the_ones_before():
 
 
 def test_no_leaves_and_no_images():
-    assert torch.equal(ops.dead_leaves(torch.zeros(2, 0, 7), 3, 4), torch.zeros(2, 1, 3, 4))
-    assert ops.dead_leaves(torch.zeros(0, 2, 8), 3, 4).shape == (0, 2, 3, 4)
+    assert torch.equal(ops.dead_leaves(torch.zeros(2, 0, 6), 3, 4), torch.zeros(2, 1, 3, 4))
+    assert ops.dead_leaves(torch.zeros(0, 2, 7), 3, 4).shape == (0, 2, 3, 4)
 
 
 def test_nan_covers_nothing():
-    leaves = torch.full((1, 2, 7), torch.nan)
-    assert torch.equal(ops.dead_leaves(leaves, 3, 3), torch.zeros(1, 1, 3, 3))
+    for number in range(5):
+        leaves = _leaf(half_axes=(9.0, 9.0)).repeat(1, 2, 1)
+        leaves[..., number] = torch.nan
+        for paint in (ops.dead_leaves, reference.dead_leaves):
+            assert torch.equal(paint(leaves, 3, 3), torch.zeros(1, 1, 3, 3))
 
 
 def test_same_bits_for_every_thread_count():
@@ -79,7 +80,7 @@ def test_same_bits_for_every_thread_count():
 def test_other_layouts_and_compiled_calls_have_the_same_result():
     leaves = _leaves()
     wanted = reference.dead_leaves(leaves, 8, 9)
-    strided = torch.empty(3, 7, 18)[..., ::2].copy_(leaves)
+    strided = torch.empty(3, 7, 16)[..., ::2].copy_(leaves)
     assert torch.equal(ops.dead_leaves(strided, 8, 9), wanted)
     compiled = torch.compile(lambda x: ops.dead_leaves(x, 8, 9) + 1, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(leaves), wanted + 1)
@@ -88,15 +89,15 @@ def test_other_layouts_and_compiled_calls_have_the_same_result():
 @pytest.mark.parametrize(
     ("leaves", "size", "error", "message"),
     [
-        (torch.zeros(1, 1, 7).double(), (4, 4), TypeError, "leaves is Double, wanted float32"),
+        (torch.zeros(1, 1, 6).double(), (4, 4), TypeError, "leaves is Double, wanted float32"),
         (
-            torch.zeros(1, 1, 6),
+            torch.zeros(1, 1, 5),
             (4, 4),
             ValueError,
-            r"leaves has shape \[1, 1, 6\] .*, wanted contiguous \[N, L, 6",
+            r"leaves has shape \[1, 1, 5\] .*, wanted contiguous \[N, L, 5",
         ),
         (torch.zeros(1, 7), (4, 4), ValueError, "wanted contiguous"),
-        (torch.zeros(1, 1, 7), (0, 4), ValueError, "height and width are 0 and 4, wanted 1 or more"),
+        (torch.zeros(1, 1, 6), (0, 4), ValueError, "height and width are 0 and 4, wanted 1 or more"),
     ],
 )
 def test_wrong_leaves_are_refused(leaves, size, error, message):

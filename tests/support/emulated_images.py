@@ -41,7 +41,7 @@ def dead_leaves(
     leaves: Tensor, height: int, width: int, *, offset: int = 0, traffic: list[Traffic] | None = None, **how: int
 ) -> Tensor:
     images, count, numbers = leaves.shape
-    out = Output((images, numbers - 6, height, width), torch.float32, offset)
+    out = Output((images, numbers - 5, height, width), torch.float32, offset)
     moved = call(
         "dead_leaves",
         DeadLeavesParams(
@@ -49,7 +49,7 @@ def dead_leaves(
             out=out.tensor.data_ptr(),
             images=images,
             leaves=count,
-            channels=numbers - 6,
+            channels=numbers - 5,
             height=height,
             width=width,
         ),

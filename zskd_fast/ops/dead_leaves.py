@@ -14,10 +14,10 @@ def dead_leaves(leaves: Tensor, height: int, width: int) -> Tensor:
     height and width: pixel centers lie between -1 and 1.
 
     Args:
-        leaves: [N, L, 6 + C] float32. The numbers of a leaf: row and column of its center; its coordinate along the
-            first axis, in units of the half-axis, per unit right and per unit down; that along the second axis; then a
-            value per channel. A pixel is covered by an ellipse if the sum of the squared coordinates is below 1, and by
-            a box if both are between -1 and 1.
+        leaves: [N, L, 5 + C] float32. The numbers of a leaf: row and column of its center; its two half-axes; the angle
+            from the columns to the first of them, in radians, of less than 2^19 turns; then a value per channel. A
+            pixel has coordinates along the axes, in units of the half-axes: it is covered by an ellipse if the sum of
+            their squares is below 1, and by a box if both are between -1 and 1.
         height, width: of the images, 1 or more.
 
     Returns:

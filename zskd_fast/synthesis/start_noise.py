@@ -1,5 +1,6 @@
 """Noise that is drawn by id: the start of an impression, and the fresh noise in the student's batches."""
 
+import functools
 import math
 
 import torch
@@ -9,9 +10,6 @@ from zskd_fast.config.input_spec import InputSpec
 from zskd_fast.config.recipe import NoiseRecipe
 from zskd_fast.errors import InputError
 from zskd_fast.runtime import seeds
-
-# Draws per leaf: center (2), half-axes (2) and angle; one gray value per channel follows.
-_DRAWS = 5
 
 
 def start_noise(
@@ -60,14 +58,21 @@ def _dead_leaves(
     Matheron, 1968; Baradad et al., NeurIPS 2021, train vision models on them without photographs).
     """
     channels, height, width = shape
-    draws = ops.philox(ids, recipe.leaves * (_DRAWS + channels), seed=seed, stream=stream)
-    draws = draws.reshape(len(ids), recipe.leaves, _DRAWS + channels)
-    # Lengths are in halves of the image's height and width.
-    center = 2 * draws[..., :2] - 1
-    smallest, largest = recipe.leaf_size
-    half_axes = smallest + (largest - smallest) * draws[..., 2:4]
-    angle = math.pi * draws[..., 4]
-    cos, sin = torch.cos(angle), torch.sin(angle)
-    first, second = half_axes.unbind(-1)
-    axes = torch.stack([cos / first, sin / first, -sin / second, cos / second], dim=-1)
-    return ops.dead_leaves(torch.cat([center, axes, draws[..., _DRAWS:]], dim=-1), height, width)
+    lowest, extent = _ranges(recipe.leaf_size, channels, ids.device)
+    draws = ops.philox(ids, recipe.leaves * len(extent), seed=seed, stream=stream)
+    leaves = draws.reshape(len(ids), recipe.leaves, len(extent)).mul_(extent).add_(lowest)
+    return ops.dead_leaves(leaves, height, width)
+
+
+@functools.lru_cache(maxsize=16)
+def _ranges(leaf_size: tuple[float, float], channels: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the lowest value and the extent of each number of a leaf; kept, as a CUDA graph copies none from a host.
+
+    The numbers are the center (2), the half-axes (2) and the angle, then a value per channel. Lengths are in halves of
+    the image's height and width.
+    """
+    smallest, largest = leaf_size
+    lowest = [-1.0, -1.0, smallest, smallest, 0.0, *[0.0] * channels]
+    extent = [2.0, 2.0, largest - smallest, largest - smallest, math.pi, *[1.0] * channels]
+    with torch.inference_mode(False):
+        return torch.tensor(lowest, device=device), torch.tensor(extent, device=device)
