@@ -26,7 +26,7 @@ from benchmarks.whole_jobs import ACCURACIES
 from zskd_fast.config.recipe import Recipe
 from zskd_fast.config.recipe_files import load_recipe
 from zskd_fast.distillation.distiller import Distiller
-from zskd_fast.distillation.pruned_start import FITTED_INPUTS, pruned_start
+from zskd_fast.distillation.pruned_start import pruned_start
 from zskd_fast.models.classifier import Classifier
 from zskd_fast.models.user_models import load_classifier, load_model
 from zskd_fast.real_data.evaluation import TestSet, accuracy, load_test_set
@@ -115,7 +115,7 @@ def _set_first_weights(teacher: nn.Module, student: nn.Module, setup: Setup, x: 
     models = Classifier(teacher, setup.input_spec), Classifier(student.train(), setup.input_spec, role="student")
     start, distillation = pruned_start(*models), recipe.distillation
     assert start is not None
-    count = FITTED_INPUTS // distillation.batch_size
+    count = start.num_inputs // distillation.batch_size
     drawn = [plain_distillation.draw_batch(x, distillation) for _ in range(count)]
     batches = [plain_distillation.augment(batch, distillation.augmentation) for batch in drawn]
     start.set_weights(*models, lambda: batches)

@@ -34,7 +34,7 @@ def test_the_demo_has_the_numbers_that_were_measured():
     recipe = load_recipe("demo")
     synthesis = recipe.synthesis
     assert (synthesis.impressions, synthesis.steps, synthesis.temperature) == (2000, 200, 20)
-    assert (recipe.distillation.steps, recipe.distillation.batch_size) == (4000, 128)
+    assert (recipe.distillation.steps, recipe.distillation.batch_size) == (1000, 128)
     assert recipe.distillation.temperature == 4
     assert recipe.distillation.relabel
     assert (synthesis.start_noise.kind, synthesis.start_noise.scale) == ("uniform", 0.2)

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import warnings
 
 import pytest
 import torch
@@ -69,6 +70,49 @@ class Repeating(Skipping):
 
     def forward(self, x):
         return self.last(self.second(self.second(self.first(x)).relu()))
+
+
+class Standardized(nn.Linear):
+    """Computes something else than its weight says."""
+
+    def forward(self, x):
+        return F.linear(x, self.weight - self.weight.mean(1, keepdim=True), self.bias)
+
+
+class ChannelsLast(nn.Module):
+    """Flattens its map with the channels last."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, channels, 3), nn.Linear(channels * 35, 4)
+
+    def forward(self, x):
+        return self.last(self.conv(x).permute(0, 2, 3, 1).flatten(1))
+
+
+def _tied(width):
+    model = nn.Sequential(nn.Linear(6, width), nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, 4))
+    model[2].weight = model[1].weight
+    return model
+
+
+def _subclass(width):
+    return nn.Sequential(Standardized(6, width), nn.ReLU(), nn.Linear(width, 4))
+
+
+def _weight_normed(width):
+    with warnings.catch_warnings(action="ignore"):
+        return nn.Sequential(nn.utils.weight_norm(nn.Linear(6, width)), nn.ReLU(), nn.Linear(width, 4))
+
+
+def _over_sequences(width):
+    return nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(5, 4))
+
+
+def _pooled(channels, *, early):
+    pool = nn.MaxPool2d(2)
+    middle = (pool, nn.Conv2d(channels, 4, 1)) if early else (nn.Conv2d(channels, 4, 1), pool)
+    return nn.Sequential(nn.Conv2d(3, channels, 3, padding=1), *middle, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 class Scaled(nn.Module):
@@ -142,10 +186,22 @@ def test_a_teacher_with_fewer_channels_is_found_whatever_lies_between_its_layers
         (Repeating(8), Repeating(4), VECTOR),
         (Scaled(8), Scaled(4), VECTOR),
         (torch.jit.script(_mlp()), _mlp(4), VECTOR),
+        (_tied(8), _tied(4), VECTOR),
+        (_subclass(8), _subclass(4), VECTOR),
+        (_weight_normed(8), _weight_normed(4), VECTOR),
+        (_over_sequences(8), _over_sequences(4), InputSpec((5, 6))),
+        (
+            nn.Sequential(_pooled(8, early=True), nn.Linear(4, 4)),
+            nn.Sequential(_pooled(4, early=False), nn.Linear(4, 4)),
+            COLOR,
+        ),
+        (ChannelsLast(8), ChannelsLast(4), COLOR),
     ],
     ids=[
         *("equal widths", "a wider layer", "fewer layers", "other kinds", "circular padding"),
         *("a connection around a layer", "a layer called twice", "a parameter beside the layers", "no modules"),
+        *("tied weights", "a layer of another kind", "weights made of others", "sequences", "maps of another size"),
+        "channels last",
     ],
 )
 def test_any_other_student_keeps_its_own_weights(teacher, student, spec):
@@ -205,6 +261,41 @@ def test_a_teacher_in_sixteen_bits_gives_a_student_in_thirty_two_its_weights():
         torch.testing.assert_close(student(vectors(64)), wanted(vectors(64)), rtol=0.1, atol=0.05)
 
 
+@pytest.mark.parametrize("scale", [1e-3, 255.0])
+def test_the_unit_of_the_inputs_does_not_matter(scale):
+    teacher = _without(_mlp(), [[0, 3, 7], [1, 2]])
+    teacher[0].weight.data /= scale
+    student = _started(teacher, _mlp(5, 4, seed=1), scale * vectors(512))
+    with _labeling(teacher):
+        torch.testing.assert_close(student(scale * vectors(64)), teacher(scale * vectors(64)), rtol=1e-2, atol=1e-2)
+
+
+def test_as_many_inputs_are_asked_for_as_a_fit_needs():
+    """A fit on as many inputs as a unit has would be exact there and useless elsewhere."""
+    spec, widths = InputSpec((20,)), (1500, 700)
+    assert _pruned(_mlp(inputs=20), _mlp(4, inputs=20), spec).num_inputs == 4096
+    assert _pruned(_mlp(1500, inputs=20), _mlp(700, inputs=20), spec).num_inputs == 7 * 750
+    x = torch.randn(7 * 750 + 512, 20, generator=torch.Generator().manual_seed(0))
+    teacher, student = (_mlp(width, inputs=20) for width in widths)
+    _started(teacher, student, x[512:], spec)
+    with _labeling(teacher):
+        wanted = teacher(x[:512])
+        assert (student(x[:512]) - wanted).square().mean() < 0.05 * wanted.var(0).mean()
+
+
+@pytest.mark.parametrize(("index", "name"), [(0, "weight"), (1, "weight"), (1, "bias"), (4, "bias")])
+def test_a_layer_with_a_frozen_parameter_keeps_all_of_its_own(index, name):
+    student = _conv_net(4, 5, seed=1)
+    student[index].get_parameter(name).requires_grad_(False)
+    before = copy.deepcopy(student[index].state_dict())
+    norm = copy.deepcopy(student[1].state_dict())
+    _started(_conv_net(), student, _colors(), COLOR)
+    kept = [(before, index), *([(norm, 1)] if index == 0 else [])]  # a normalization belongs to what is before it
+    for state, place in kept:
+        parameters = dict(student[place].named_parameters())
+        assert all(torch.equal(parameters[key], state[key]) for key in parameters)
+
+
 def test_frozen_layers_and_the_teacher_stay_as_they_are():
     teacher, student = _mlp(), _mlp(8, 3, seed=1)
     student[0].requires_grad_(False)
@@ -248,7 +339,7 @@ class LastBlockTwice(Blocks):
 def test_a_student_with_some_of_its_teachers_layers_gets_copies_of_them():
     teacher, student = Blocks(3), Blocks(2, seed=1)
     start = _pruned(teacher, student)
-    assert start.description == "the student's 8 layers are copies, of 11 of the teacher"
+    assert start.description == "the student's 8 layers are copies of 8 of the teacher's 11"
     student.last.requires_grad_(False)
     last = student.last.weight.clone()
     start.set_weights(Classifier(teacher, VECTOR), Classifier(student, VECTOR, role="student"), lambda: [])

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -91,7 +92,7 @@ def test_a_parameter_without_a_gradient_stops_no_group_of_processes():
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     package = os.path.dirname(os.path.dirname(zskd_fast.__file__))
-    path = os.pathsep.join([package, os.path.join(package, "tests", "support")])
+    path = os.pathsep.join([package, str(Path(__file__).parents[1] / "support")])
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(

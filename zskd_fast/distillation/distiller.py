@@ -23,7 +23,7 @@ from zskd_fast.distillation.calibration import calibrate
 from zskd_fast.distillation.checkpoint import Checkpoint, Saver, TrainingIdentity, TrainingState
 from zskd_fast.distillation.dormant_units import reset_dormant_units
 from zskd_fast.distillation.history import DistillationHistory
-from zskd_fast.distillation.pruned_start import FITTED_INPUTS, PrunedStart, pruned_start
+from zskd_fast.distillation.pruned_start import PrunedStart, pruned_start
 from zskd_fast.distillation.shared_layers import SharedLayers
 from zskd_fast.distillation.student_probe import dropouts, probe_student, training
 from zskd_fast.distillation.training_step import Rows, TrainingStep
@@ -230,7 +230,7 @@ class Distiller:
         batches = Batches(x, self.recipe, self.input_spec, seed=self.seed, device=self.device)
 
         def inputs() -> Iterator[torch.Tensor]:
-            return (batches.of(step).x for step in range(math.ceil(FITTED_INPUTS / self.recipe.batch_size)))
+            return (batches.of(step).x for step in range(math.ceil(pruned.num_inputs / self.recipe.batch_size)))
 
         projection = self.shared.projection if self.shared else None
         seed_torch(self.device, f"{self.seed}:start")  # for a student with dropout

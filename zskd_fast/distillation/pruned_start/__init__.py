@@ -4,6 +4,6 @@ Students that start from what their teacher has learned, after Muralidharan et a
 model and distill it on data; here no data are needed.
 """
 
-from zskd_fast.distillation.pruned_start.start import FITTED_INPUTS, PrunedStart, pruned_start
+from zskd_fast.distillation.pruned_start.start import PrunedStart, pruned_start
 
-__all__ = ["FITTED_INPUTS", "PrunedStart", "pruned_start"]
+__all__ = ["PrunedStart", "pruned_start"]

@@ -1,13 +1,15 @@
 """The first weights of a student that is its teacher with fewer channels: the teacher's, pruned to its widths.
 
 Which channels a layer keeps is decided as in channel pruning (He et al., ICCV 2017; ThiNet, Luo et al., ICCV 2017):
-those from which the next layer's output can be computed best. Each layer is then fitted by least squares to what the
-teacher's gives there, on the inputs that the student itself makes, so that it makes up for the layers before.
+those, chosen one at a time, from which the next layer's output can be computed best. Each layer is then fitted by least
+squares to what the teacher's gives there, on the inputs that the student itself makes, so that it makes up for the
+layers before.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from zskd_fast.distillation.pruned_start.layers import chained_layers
+from zskd_fast.distillation.pruned_start.layers import Link, chain, is_frozen
 from zskd_fast.distillation.pruned_start.least_squares import Moments, kept_channels
 from zskd_fast.models.classifier import Classifier
 from zskd_fast.runtime.precision import full_float32
@@ -26,9 +28,12 @@ _Inputs = Callable[[], Iterable[torch.Tensor]]
 
 _Norm = nn.modules.batchnorm._BatchNorm
 _SAME = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
-# Inputs of a unit up to which the matrix of all their products is small: that of 4,608 takes 170 MB.
+# Inputs of a unit; the matrix of all products of 4,608 takes 170 MB, and one is held for each layer that is pruned.
 _MOST_INPUTS = 4608
-_PLACES = 8  # of a convolution's output, per input
+_POSITIONS = 8  # in the map of a convolution, per input
+# Rows for each input of a unit of the student; the choice of channels needs half as many for those of the teacher.
+_ROWS = 7
+_LEAST_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -55,11 +60,12 @@ class FewerChannels:
         self._pairs = pairs
         self.description = f"{len(pairs)} layers of the teacher, pruned to the student's widths"
         """For a summary."""
+        self.num_inputs = max(_LEAST_ROWS, *map(_rows_needed, pairs))
 
     @classmethod
     def of(cls, teacher: Classifier, student: Classifier) -> FewerChannels | None:
         """Return what sets the weights; None if the student is not its teacher with fewer channels."""
-        pairs = _pairs(chained_layers(teacher), chained_layers(student))
+        pairs = _pairs(chain(teacher), chain(student))
         return cls(pairs) if any(pair.is_narrower for pair in pairs) else None
 
     @torch.no_grad()
@@ -69,13 +75,14 @@ class FewerChannels:
         """Set the weights; see `PrunedStart`."""
         with full_float32():
             kept, targets = self._of_teacher(teacher, inputs, wants_features=projection is not None)
-            for place, pair in enumerate(self._pairs):
+            for index, pair in enumerate(self._pairs):
                 layer = pair.student if projection is None or pair is not self._pairs[-1] else projection
-                if _parameter(layer, "weight").requires_grad:
-                    _fit(layer, student, inputs, targets[place][:, kept[place]], place)
+                if is_frozen(layer):
+                    continue
+                _fit(layer, student, inputs, targets[index][:, kept[index]], seed=index)
                 for source, norm in pair.norms:
-                    for name, parameter in norm.named_parameters():
-                        parameter.copy_(_parameter(source, name)[kept[place]])
+                    for name, parameter in norm.named_parameters() if not is_frozen(norm) else ():
+                        parameter.copy_(_parameter(source, name)[kept[index]])
 
     def _of_teacher(
         self, teacher: Classifier, inputs: _Inputs, *, wants_features: bool
@@ -86,25 +93,25 @@ class FewerChannels:
         """
         layers = [pair.teacher for pair in self._pairs]
         targets: list[list[torch.Tensor]] = [[] for _ in layers]
-        needed = {place: Moments() for place, pair in enumerate(self._pairs) if pair.is_narrower}
+        needed = {index: Moments() for index, pair in enumerate(self._pairs) if pair.is_narrower}
         for calls in _calls(teacher, inputs, layers):
-            for place, (given, answer) in enumerate(calls):
-                is_feature = wants_features and place == len(layers) - 1
-                targets[place].append(given if is_feature else _rows_of_output(layers[place], answer, place))
-            for place, moments in needed.items():  # of what the next layer is given
-                moments.add(_rows_of_input(layers[place + 1], calls[place + 1][0], place + 1))
+            for index, (given, answer) in enumerate(calls):
+                is_feature = wants_features and index == len(layers) - 1
+                targets[index].append(given if is_feature else _outputs(layers[index], answer, seed=index))
+            for index, moments in needed.items():  # of what the next layer is given
+                moments.add(_inputs(layers[index + 1], calls[index + 1][0], seed=index + 1))
         kept: list[torch.Tensor | slice] = [slice(None)] * len(layers)
-        for place, moments in needed.items():
-            teacher_units, student_units = _widths(self._pairs[place])
-            kept[place] = kept_channels(moments.covariance(), _matrix(layers[place + 1]), teacher_units, student_units)
+        for index, moments in needed.items():
+            teacher_units, student_units = _widths(self._pairs[index])
+            kept[index] = kept_channels(moments.covariance(), _matrix(layers[index + 1]), teacher_units, student_units)
         return kept, [torch.cat(parts) for parts in targets]
 
 
-def _fit(layer: nn.Module, student: Classifier, inputs: _Inputs, targets: torch.Tensor, place: int) -> None:
+def _fit(layer: nn.Module, student: Classifier, inputs: _Inputs, targets: torch.Tensor, *, seed: int) -> None:
     """Set weight and bias so that the layer gives the targets, rows of its output, for what the student gives it."""
     weight, moments, first = _parameter(layer, "weight"), Moments(), 0
     for ((given, _),) in _calls(student, inputs, [layer]):
-        u = _rows_of_input(layer, given, place)
+        u = _inputs(layer, given, seed=seed)
         moments.add(u, targets[first : first + len(u)])
         first += len(u)
     fitted, bias = moments.fitted(has_bias=layer.bias is not None)
@@ -125,28 +132,28 @@ def _parameter(layer: nn.Module, name: str) -> torch.Tensor:
     return layer.get_parameter(name)
 
 
-def _rows_of_input(layer: nn.Module, given: torch.Tensor, place: int) -> torch.Tensor:
-    """Return the inputs of some units: one row per input for a linear layer, `_PLACES` for a convolution."""
+def _inputs(layer: nn.Module, given: torch.Tensor, *, seed: int) -> torch.Tensor:
+    """Return what a unit sees: one row per input for a linear layer, `_POSITIONS` for a convolution."""
     if not isinstance(layer, nn.Conv2d):
         return given
     assert not isinstance(layer.padding, str)
     (tall, wide), (down, right), (high, broad) = layer.kernel_size, layer.stride, layer.padding
     windows = F.pad(given, (broad, broad, high, high)).unfold(2, tall, down).unfold(3, wide, right)
-    rows, columns = _places(windows.shape[2], windows.shape[3], place, given.device)
+    rows, columns = _positions(windows.shape[2], windows.shape[3], seed, given.device)
     return windows[:, :, rows, columns].movedim(2, 1).flatten(2).flatten(0, 1)
 
 
-def _rows_of_output(layer: nn.Module, answer: torch.Tensor, place: int) -> torch.Tensor:
-    """Return the outputs for the rows of `_rows_of_input`."""
+def _outputs(layer: nn.Module, answer: torch.Tensor, *, seed: int) -> torch.Tensor:
+    """Return what the units give for the rows of `_inputs`."""
     if not isinstance(layer, nn.Conv2d):
         return answer
-    rows, columns = _places(answer.shape[2], answer.shape[3], place, answer.device)
+    rows, columns = _positions(answer.shape[2], answer.shape[3], seed, answer.device)
     return answer[:, :, rows, columns].movedim(2, 1).flatten(0, 1)
 
 
-def _places(height: int, width: int, place: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the places of a map that the layer at this place of the chain is fitted on."""
-    chosen = torch.randperm(height * width, generator=torch.Generator().manual_seed(place))[:_PLACES].to(device)
+def _positions(height: int, width: int, seed: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return rows and columns of the positions of a map on which a layer is fitted."""
+    chosen = torch.randperm(height * width, generator=torch.Generator().manual_seed(seed))[:_POSITIONS].to(device)
     return chosen // width, chosen % width
 
 
@@ -154,28 +161,29 @@ def _calls(classifier: Classifier, inputs: _Inputs, layers: list[nn.Module]) -> 
     """Run the model on each batch and give input and output of the layers."""
     seen: dict[nn.Module, tuple[Any, Any]] = {}
 
-    def keep(layer: nn.Module, given: tuple[Any, ...], answer: Any) -> None:
+    def store(layer: nn.Module, given: tuple[Any, ...], answer: Any) -> None:
         seen[layer] = given[0], answer.clone()  # which a ReLU may change in place
 
     with contextlib.ExitStack() as undo:
         for layer in layers:
-            undo.callback(layer.register_forward_hook(keep).remove)
+            undo.callback(layer.register_forward_hook(store).remove)
         for x in inputs():
             classifier.logits(x)
             yield [seen[layer] for layer in layers]
 
 
-def _pairs(teacher: list[nn.Module], student: list[nn.Module]) -> list[_Pair]:
+def _pairs(teacher: list[Link], student: list[Link]) -> list[_Pair]:
     """Pair the layers of two chains; nothing where one of the student's is not its teacher's with fewer channels."""
     if not teacher or len(teacher) != len(student):
         return []
     pairs: list[_Pair] = []
-    for source, layer in zip(teacher, student, strict=True):
+    for theirs, mine in zip(teacher, student, strict=True):
+        source, layer = theirs.layer, mine.layer
         if isinstance(source, _Norm) and isinstance(layer, _Norm) and pairs:
             if source.affine != layer.affine or (source.num_features, layer.num_features) != _widths(pairs[-1]):
                 return []
             pairs[-1].norms.append((source, layer))
-        elif _differ_in_width(source, layer):
+        elif theirs.shape[1:] == mine.shape[1:] and _is_same_but_for_width(source, layer, theirs.shape):
             pairs.append(_Pair(source, layer, []))
         else:
             return []
@@ -185,16 +193,32 @@ def _pairs(teacher: list[nn.Module], student: list[nn.Module]) -> list[_Pair]:
     return pairs if fit else []
 
 
-def _differ_in_width(teacher: nn.Module, student: nn.Module) -> bool:
-    """Whether both are convolutions, or linear layers, that differ in nothing but their inputs and units."""
-    if type(teacher) is not type(student) or not isinstance(teacher, (nn.Conv2d, nn.Linear)):
+def _is_same_but_for_width(teacher: nn.Module, student: nn.Module, shape: torch.Size) -> bool:
+    """Whether both are plain convolutions, or linear layers that give vectors, with fewer units or as many.
+
+    ``shape`` is that of the teacher's output. Subclasses may compute anything, and weights that are made of other
+    parameters are not to be set.
+    """
+    if type(teacher) is not type(student) or type(teacher) not in (nn.Conv2d, nn.Linear):
+        return False
+    names = [{name for name, _ in layer.named_parameters()} for layer in (teacher, student)]
+    if "weight" not in names[0] or names[0] != names[1] or not names[0] <= {"weight", "bias"}:
         return False
     if isinstance(teacher, nn.Conv2d):
         plain = teacher.groups == 1 and teacher.dilation == (1, 1) and teacher.padding_mode == "zeros"
         same = all(getattr(teacher, name) == getattr(student, name) for name in _SAME)
         if not (plain and same) or isinstance(teacher.padding, str):
             return False
+    elif len(shape) != 1:
+        return False
     return _units(student) <= _units(teacher) and _matrix(teacher).shape[1] <= _MOST_INPUTS
+
+
+def _rows_needed(pair: _Pair) -> int:
+    """Return how many inputs its fit and the choice of the channels before it need."""
+    positions = _POSITIONS if isinstance(pair.teacher, nn.Conv2d) else 1
+    wanted = max(_matrix(pair.student).shape[1], _matrix(pair.teacher).shape[1] / 2)
+    return math.ceil(_ROWS * wanted / positions)
 
 
 def _widths(pair: _Pair) -> tuple[int, int]:

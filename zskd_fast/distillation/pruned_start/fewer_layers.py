@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
-from zskd_fast.distillation.pruned_start.layers import called_layers, own_layers
+from zskd_fast.distillation.pruned_start.layers import called_layers, is_frozen, own_layers
 from zskd_fast.models.classifier import Classifier
 
 
@@ -21,8 +21,9 @@ class FewerLayers:
     def __init__(self, pairs: list[tuple[nn.Module, nn.Module]], layers: int):
         """``layers`` is the number of the teacher's."""
         self._pairs = pairs
-        self.description = f"the student's {len(pairs)} layers are copies, of {layers} of the teacher"
+        self.description = f"the student's {len(pairs)} layers are copies of {len(pairs)} of the teacher's {layers}"
         """For a summary."""
+        self.num_inputs = 0
 
     @classmethod
     def of(cls, teacher: Classifier, student: Classifier) -> FewerLayers | None:
@@ -46,11 +47,11 @@ class FewerLayers:
         inputs: Callable[[], Iterable[torch.Tensor]],
         projection: nn.Module | None = None,
     ) -> None:
-        """Copy the weights; frozen ones stay as they are."""
+        """Copy the weights; see `PrunedStart`."""
         for source, layer in self._pairs:
-            own = dict(source.named_parameters(recurse=False))
-            for name, parameter in layer.named_parameters(recurse=False):
-                if parameter.requires_grad:
+            if not is_frozen(layer):
+                own = dict(source.named_parameters(recurse=False))
+                for name, parameter in layer.named_parameters(recurse=False):
                     parameter.copy_(own[name])
 
 

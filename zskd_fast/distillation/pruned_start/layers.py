@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,14 +13,32 @@ from zskd_fast.models.classifier import Classifier, frozen
 from zskd_fast.runtime.precision import full_float32
 
 
+@dataclass(frozen=True)
+class Link:
+    """A layer of a chain, and the shape of what it gives for one input."""
+
+    layer: nn.Module
+    shape: torch.Size
+
+
 def own_layers(model: nn.Module) -> list[nn.Module]:
-    """Return the modules that have parameters of their own; none of a model that runs without its modules."""
+    """Return the modules that have parameters of their own.
+
+    None of a model that runs without its modules, or in which two of them share a parameter.
+    """
     layers = [layer for layer in model.modules() if list(layer.parameters(recurse=False))]
-    return [] if any(isinstance(layer, torch.jit.ScriptModule) for layer in layers) else layers
+    parameters = [id(parameter) for layer in layers for parameter in layer.parameters(recurse=False)]
+    is_plain = len(set(parameters)) == len(parameters)
+    return layers if is_plain and not any(isinstance(layer, torch.jit.ScriptModule) for layer in layers) else []
+
+
+def is_frozen(layer: nn.Module) -> bool:
+    """Whether a parameter of the layer's own is not to be changed."""
+    return not all(parameter.requires_grad for parameter in layer.parameters(recurse=False))
 
 
 def called_layers(classifier: Classifier) -> list[nn.Module]:
-    """Return the layers with parameters in the order of their calls, a layer that is called twice twice."""
+    """Return the layers with parameters in the order of their calls, each once per call."""
     calls: list[nn.Module] = []
     with contextlib.ExitStack() as undo, frozen(classifier.model), torch.no_grad(), full_float32():
         for layer in own_layers(classifier.model):
@@ -28,23 +47,26 @@ def called_layers(classifier: Classifier) -> list[nn.Module]:
     return calls
 
 
-def chained_layers(classifier: Classifier) -> list[nn.Module]:
+def chain(classifier: Classifier) -> list[Link]:
     """Return the layers with parameters in the order of their calls; none if the model is not a chain of them.
 
-    In a chain each is called once, and only its own output takes part in what the next one is given.
+    In a chain each is called once, and only its own output takes part in what the next one is given, channel after
+    channel.
     """
-    layers: list[nn.Module] = []
+    links: list[Link] = []
     outputs: list[torch.Tensor] = []
-    links: list[bool] = []
+    are_linked: list[bool] = []
 
     def enter(layer: nn.Module, given: tuple[Any, ...]) -> None:
-        links.append(len(given) == 1 and _depends_on_last(given[0], outputs))
+        are_linked.append(
+            len(given) == 1 and _depends_on_last(given[0], outputs) and _is_in_order(given[0], outputs[-1])
+        )
 
     def leave(layer: nn.Module, given: tuple[Any, ...], answer: Any) -> Any:
         if not isinstance(answer, torch.Tensor):
-            links.append(False)
+            are_linked.append(False)
             return answer
-        layers.append(layer)
+        links.append(Link(layer, answer.shape[1:]))
         outputs.append(answer.detach().requires_grad_())
         return outputs[-1].clone()  # a leaf must not be changed in place, as by a ReLU
 
@@ -55,9 +77,9 @@ def chained_layers(classifier: Classifier) -> list[nn.Module]:
             undo.callback(layer.register_forward_hook(leave).remove)
         x = classifier.probe_input().clone().requires_grad_()
         outputs.append(x)
-        links.append(_depends_on_last(classifier.logits(x), outputs))
-    is_chain = all(links) and sorted(map(id, layers)) == sorted(map(id, own))
-    return layers if is_chain else []
+        are_linked.append(_depends_on_last(classifier.logits(x), outputs))
+    is_chain = all(are_linked) and sorted(id(link.layer) for link in links) == sorted(map(id, own))
+    return links if is_chain else []
 
 
 def _depends_on_last(value: Any, outputs: list[torch.Tensor]) -> bool:
@@ -66,3 +88,14 @@ def _depends_on_last(value: Any, outputs: list[torch.Tensor]) -> bool:
         return False
     *before, last = torch.autograd.grad(value.sum(), outputs, retain_graph=True, allow_unused=True)
     return last is not None and all(gradient is None for gradient in before)
+
+
+def _is_in_order(given: torch.Tensor, output: torch.Tensor) -> bool:
+    """Whether the first inputs of the next layer come from the first channel, at least for the most part.
+
+    Inputs that are flattened with the channels last, or concatenated, do not. A normalization over channels mixes some.
+    """
+    size = given.shape[1] // output.shape[1]
+    (gradient,) = torch.autograd.grad(given[:, : max(1, size)].sum(), output, retain_graph=True)
+    by_channel = gradient.abs().movedim(1, 0).flatten(1).sum(1)
+    return size >= 1 and bool(by_channel[0] >= by_channel.sum() / 2)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-_RIDGE = 1e-6  # relative to the mean square of an input
+_RIDGE = 1e-6  # relative to the variance of an input
 
 
 class Moments:
-    """Sums of products of rows u[S, n], with a constant 1 behind them, and of their targets."""
+    """Sums over rows u[S, n], each with a constant 1 behind it, of their products with one another and with targets."""
 
     def __init__(self) -> None:
         self._products = self._with_targets = torch.zeros((), dtype=torch.float64)
@@ -26,16 +26,22 @@ class Moments:
 
     def fitted(self, *, has_bias: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the weights [targets, n] and the bias of the least squares fit."""
-        n = len(self._products) - (not has_bias)
-        weight = torch.linalg.solve(_with_ridge(self._products[:n, :n]), self._with_targets[:n]).T
-        return (weight[:, :-1], weight[:, -1]) if has_bias else (weight, weight.new_zeros(len(weight)))
+        rows = self._products[-1, -1]
+        with_targets = self._with_targets / rows
+        if not has_bias:
+            weight = torch.linalg.solve(_with_ridge(self._products[:-1, :-1] / rows), with_targets[:-1]).T
+            return weight, weight.new_zeros(len(weight))
+        mean, mean_target = self._products[-1, :-1] / rows, with_targets[-1]
+        together = with_targets[:-1] - mean[:, None] * mean_target
+        weight = torch.linalg.solve(_with_ridge(self.covariance()), together).T
+        return weight, mean_target - weight @ mean
 
 
 def kept_channels(covariance: torch.Tensor, weight: torch.Tensor, channels: int, wanted: int) -> torch.Tensor:
     """Return which ``wanted`` channels to keep of a layer whose next one has the weight [units, channels * size].
 
-    The channels are dropped one by one, each time the one without which the next layer's output, computed from the rest
-    by least squares, is worst off by the least (as weights in Hassibi and Stork, NIPS 1992).
+    Channels are dropped one at a time: always the one whose loss least increases the error of the next layer's output,
+    computed from the remaining ones by least squares (as for single weights in Hassibi and Stork, NIPS 1992).
     """
     inverse, fitted = torch.linalg.inv(_with_ridge(covariance)), weight.T.double()
     size = len(covariance) // channels
@@ -57,5 +63,5 @@ def kept_channels(covariance: torch.Tensor, weight: torch.Tensor, channels: int,
 
 
 def _with_ridge(products: torch.Tensor) -> torch.Tensor:
-    ridge = _RIDGE * products.diagonal().mean().clamp_min(1e-30)
-    return products + ridge * torch.eye(len(products), dtype=products.dtype, device=products.device)
+    variance = products.diagonal()
+    return products + torch.diag(_RIDGE * variance.clamp_min(1e-9 * variance.max()).clamp_min(1e-30))

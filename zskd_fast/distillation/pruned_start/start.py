@@ -12,15 +12,14 @@ from zskd_fast.distillation.pruned_start.fewer_channels import FewerChannels
 from zskd_fast.distillation.pruned_start.fewer_layers import FewerLayers
 from zskd_fast.models.classifier import Classifier
 
-FITTED_INPUTS = 4096
-"""Inputs that are enough for a fit."""
-
 
 class PrunedStart(Protocol):
-    """Sets the weights of a student before it learns."""
+    """Sets the weights of a student before it learns, from those of its teacher."""
 
     description: str
     """Where they come from, for a summary."""
+    num_inputs: int
+    """Inputs that are needed; 0 if nothing is fitted."""
 
     def set_weights(
         self,
@@ -29,7 +28,7 @@ class PrunedStart(Protocol):
         inputs: Callable[[], Iterable[torch.Tensor]],
         projection: nn.Module | None = None,
     ) -> None:
-        """Set the weights of the student, which is in train mode; frozen layers keep theirs.
+        """Set the weights of the student, which is in train mode; a layer with a frozen parameter keeps its own.
 
         ``inputs`` gives the same batches x[n, *shape] at each call. ``projection`` takes the place of the student's
         last layer and is fitted to the input of the teacher's, where anything is fitted.
