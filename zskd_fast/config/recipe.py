@@ -235,8 +235,8 @@ class DistillationRecipe:
     calibrate_student: bool
     """Compute the running statistics of the student's batch normalization from impressions, if the teacher has any."""
     pruned_start: bool
-    """Start from the teacher's weights, pruned to the student's widths, if the student is its teacher with fewer
-    channels; a student with trained weights of its own needs false."""
+    """Start from the teacher's weights, pruned to the student, if it is its teacher with fewer layers or channels; a
+    student with trained weights of its own needs false."""
     shared_layers: bool
     """Take over the teacher's last layers, frozen, where they fit the student, and match the features before them."""
     feature_weight: float

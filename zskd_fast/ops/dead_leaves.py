@@ -15,7 +15,8 @@ def dead_leaves(leaves: Tensor, height: int, width: int) -> Tensor:
 
     Args:
         leaves: [N, L, 5 + C] float32. The numbers of a leaf: row and column of its center; its two half-axes; the angle
-            from the columns to the first of them, in radians, of less than 2^19 turns; then a value per channel. A
+            between the rows of pixels and the first of them, in radians, of less than 2^19 turns; then a value per
+            channel. Where height and width differ a turned leaf is sheared, as lengths are in halves of both. A
             pixel has coordinates along the axes, in units of the half-axes: it is covered by an ellipse if the sum of
             their squares is below 1, and by a box if both are between -1 and 1.
         height, width: of the images, 1 or more.
