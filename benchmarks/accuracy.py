@@ -36,7 +36,7 @@ def summary_table(outcomes: list[Outcome], unpruned: list[Outcome]) -> str:
     columns = {METHODS[method]: _by_method(rows, method) for method in methods}
     unpruned_rows = _by_method(_by_setup(unpruned), "zskd")
     lines = []
-    for setup, students in rows.items():
+    for setup, students in _by_setup([*outcomes, *unpruned]).items():
         paper = SETUPS[setup].published.get(PAPER)
         published = f"{paper.accuracy:.2f}" if paper else ""
         own = unpruned_rows.get(setup, "")
