@@ -42,11 +42,15 @@ def test_all_processes_end_with_one_student_that_is_close_to_that_of_one_process
         assert len({rank["sha256"] for rank in ranks}) == 1, f"{size} processes have different students"
         assert all(rank["loss"] == ranks[0]["loss"] for rank in ranks)
         loss, wanted = torch.tensor(ranks[0]["loss"]), torch.tensor(alone["loss"])
-        if recipe.augmentation.mix_probability:  # a row is mixed with another partner
+        if (
+            recipe.pruned_start
+        ):  # the first loss is that of the same weights; Adam enlarges the rounding of small gradients
+            assert float(loss[0]) == pytest.approx(float(wanted[0]), rel=1e-4)
+            assert float(loss.mean()) == pytest.approx(float(wanted.mean()), rel=0.1)
+        elif recipe.augmentation.mix_probability:  # a row is mixed with another partner
             assert float(loss.mean()) == pytest.approx(float(wanted.mean()), rel=0.1)
         elif recipe.dormant_units.every:  # the quantile of a unit's values is the mean of those of the shares
-            few = recipe.batch_size < 8 * size  # and the quantile of a few rows is a rough one
-            torch.testing.assert_close(loss, wanted, rtol=0.1 if few else 0.02, atol=1e-5)
+            torch.testing.assert_close(loss, wanted, rtol=0.02, atol=1e-5)
         else:  # the same inputs, summed in another order
             torch.testing.assert_close(loss, wanted, rtol=1e-4, atol=1e-6)
             weights = (torch.tensor(each["weights"]) for each in (ranks[0], alone))
