@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from zskd_fast.distillation.pruned_start.layers import is_same
 from zskd_fast.models.classifier import Classifier, frozen
 from zskd_fast.runtime.precision import full_float32
 from zskd_fast.runtime.processes import World, weighted
@@ -78,7 +79,7 @@ class SharedLayers:
             return None
         layers = 0
         for a, b in zip(reversed(theirs.layers), reversed(mine.layers), strict=False):
-            if not _is_same(a.module, b.module):
+            if not is_same(a.module, b.module):
                 break
             layers += 1
         if layers == 0:
@@ -271,8 +272,3 @@ def _can_learn(student: nn.Module, taken: list[_Call]) -> bool:
     """Whether the student has a parameter to train beside those of the layers taken over."""
     taken_over = {id(parameter) for call in taken for parameter in call.module.parameters()}
     return any(parameter.requires_grad and id(parameter) not in taken_over for parameter in student.parameters())
-
-
-def _is_same(teacher: nn.Module, student: nn.Module) -> bool:
-    """Whether both are of one kind, with the same options and shapes."""
-    return type(teacher) is type(student) and teacher.extra_repr() == student.extra_repr()

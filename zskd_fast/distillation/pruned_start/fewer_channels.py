@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -19,12 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from zskd_fast.distillation.pruned_start.layers import Link, chain, is_frozen
+from zskd_fast.distillation.pruned_start.layers import Inputs, Link, chain, is_frozen
 from zskd_fast.distillation.pruned_start.least_squares import Moments, kept_channels
 from zskd_fast.models.classifier import Classifier
 from zskd_fast.runtime.precision import full_float32
-
-_Inputs = Callable[[], Iterable[torch.Tensor]]
 
 _Norm = nn.modules.batchnorm._BatchNorm
 _SAME = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
@@ -70,7 +68,7 @@ class FewerChannels:
 
     @torch.no_grad()
     def set_weights(
-        self, teacher: Classifier, student: Classifier, inputs: _Inputs, projection: nn.Module | None = None
+        self, teacher: Classifier, student: Classifier, inputs: Inputs, projection: nn.Module | None = None
     ) -> None:
         """Set the weights; see `PrunedStart`."""
         with full_float32():
@@ -82,10 +80,10 @@ class FewerChannels:
                 _fit(layer, student, inputs, targets[index][:, kept[index]], seed=index)
                 for source, norm in pair.norms:
                     for name, parameter in norm.named_parameters() if not is_frozen(norm) else ():
-                        parameter.copy_(_parameter(source, name)[kept[index]])
+                        parameter.copy_(source.get_parameter(name)[kept[index]])
 
     def _of_teacher(
-        self, teacher: Classifier, inputs: _Inputs, *, wants_features: bool
+        self, teacher: Classifier, inputs: Inputs, *, wants_features: bool
     ) -> tuple[list[torch.Tensor | slice], list[torch.Tensor]]:
         """Return which channels each layer keeps, and what it gives: rows [S, channels of the teacher].
 
@@ -107,9 +105,9 @@ class FewerChannels:
         return kept, [torch.cat(parts) for parts in targets]
 
 
-def _fit(layer: nn.Module, student: Classifier, inputs: _Inputs, targets: torch.Tensor, *, seed: int) -> None:
+def _fit(layer: nn.Module, student: Classifier, inputs: Inputs, targets: torch.Tensor, *, seed: int) -> None:
     """Set weight and bias so that the layer gives the targets, rows of its output, for what the student gives it."""
-    weight, moments, first = _parameter(layer, "weight"), Moments(), 0
+    weight, moments, first = layer.get_parameter("weight"), Moments(), 0
     for ((given, _),) in _calls(student, inputs, [layer]):
         u = _inputs(layer, given, seed=seed)
         moments.add(u, targets[first : first + len(u)])
@@ -117,19 +115,15 @@ def _fit(layer: nn.Module, student: Classifier, inputs: _Inputs, targets: torch.
     fitted, bias = moments.fitted(has_bias=layer.bias is not None)
     weight.copy_(fitted.reshape(weight.shape))
     if layer.bias is not None:
-        _parameter(layer, "bias").copy_(bias)
+        layer.get_parameter("bias").copy_(bias)
 
 
 def _units(layer: nn.Module) -> int:
-    return len(_parameter(layer, "weight"))
+    return len(layer.get_parameter("weight"))
 
 
 def _matrix(layer: nn.Module) -> torch.Tensor:
-    return _parameter(layer, "weight").flatten(1)
-
-
-def _parameter(layer: nn.Module, name: str) -> torch.Tensor:
-    return layer.get_parameter(name)
+    return layer.get_parameter("weight").flatten(1)
 
 
 def _inputs(layer: nn.Module, given: torch.Tensor, *, seed: int) -> torch.Tensor:
@@ -157,7 +151,7 @@ def _positions(height: int, width: int, seed: int, device: torch.device) -> tupl
     return chosen // width, chosen % width
 
 
-def _calls(classifier: Classifier, inputs: _Inputs, layers: list[nn.Module]) -> Iterable[list[tuple[Any, Any]]]:
+def _calls(classifier: Classifier, inputs: Inputs, layers: list[nn.Module]) -> Iterable[list[tuple[Any, Any]]]:
     """Run the model on each batch and give input and output of the layers."""
     seen: dict[nn.Module, tuple[Any, Any]] = {}
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-
 import torch
 from torch import nn
 
-from zskd_fast.distillation.pruned_start.layers import called_layers, is_frozen, own_layers
+from zskd_fast.distillation.pruned_start.layers import Inputs, called_layers, is_frozen, is_same, own_layers
 from zskd_fast.models.classifier import Classifier
 
 
@@ -33,7 +31,7 @@ class FewerLayers:
             return None
         rest, pairs = iter(theirs), []
         for layer in mine:
-            source = next((source for source in rest if _is_same(source, layer)), None)
+            source = next((source for source in rest if is_same(source, layer)), None)
             if source is None:
                 return None
             pairs.append((source, layer))
@@ -44,7 +42,7 @@ class FewerLayers:
         self,
         teacher: Classifier,
         student: Classifier,
-        inputs: Callable[[], Iterable[torch.Tensor]],
+        inputs: Inputs,
         projection: nn.Module | None = None,
     ) -> None:
         """Copy the weights; see `PrunedStart`."""
@@ -53,12 +51,3 @@ class FewerLayers:
                 own = dict(source.named_parameters(recurse=False))
                 for name, parameter in layer.named_parameters(recurse=False):
                     parameter.copy_(own[name])
-
-
-def _is_same(teacher: nn.Module, student: nn.Module) -> bool:
-    """Whether both are of one kind, with the same options and shapes."""
-    shapes = [
-        {name: parameter.shape for name, parameter in layer.named_parameters(recurse=False)}
-        for layer in (teacher, student)
-    ]
-    return type(teacher) is type(student) and teacher.extra_repr() == student.extra_repr() and shapes[0] == shapes[1]

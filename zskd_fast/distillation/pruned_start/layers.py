@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,9 @@ from torch import nn
 
 from zskd_fast.models.classifier import Classifier, frozen
 from zskd_fast.runtime.precision import full_float32
+
+Inputs = Callable[[], Iterable[torch.Tensor]]
+"""Gives the same batches x[n, *shape] at each call."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,15 @@ def own_layers(model: nn.Module) -> list[nn.Module]:
 def is_frozen(layer: nn.Module) -> bool:
     """Whether a parameter of the layer's own is not to be changed."""
     return not all(parameter.requires_grad for parameter in layer.parameters(recurse=False))
+
+
+def is_same(teacher: nn.Module, student: nn.Module) -> bool:
+    """Whether both are of one kind, with the same options and shapes."""
+    shapes = [
+        {name: parameter.shape for name, parameter in layer.named_parameters(recurse=False)}
+        for layer in (teacher, student)
+    ]
+    return type(teacher) is type(student) and teacher.extra_repr() == student.extra_repr() and shapes[0] == shapes[1]
 
 
 def called_layers(classifier: Classifier) -> list[nn.Module]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Protocol
 
-import torch
 from torch import nn
 
 from zskd_fast.distillation.pruned_start.fewer_channels import FewerChannels
 from zskd_fast.distillation.pruned_start.fewer_layers import FewerLayers
+from zskd_fast.distillation.pruned_start.layers import Inputs
 from zskd_fast.models.classifier import Classifier
 
 
@@ -25,13 +24,13 @@ class PrunedStart(Protocol):
         self,
         teacher: Classifier,
         student: Classifier,
-        inputs: Callable[[], Iterable[torch.Tensor]],
+        inputs: Inputs,
         projection: nn.Module | None = None,
     ) -> None:
         """Set the weights of the student, which is in train mode; a layer with a frozen parameter keeps its own.
 
-        ``inputs`` gives the same batches x[n, *shape] at each call. ``projection`` takes the place of the student's
-        last layer and is fitted to the input of the teacher's, where anything is fitted.
+        ``projection`` takes the place of the student's last layer and is fitted to the input of the teacher's, where
+        anything is fitted.
         """
 
 
