@@ -52,7 +52,8 @@ def profile_job(job: Job, synthesis: SynthesisRecipe, path: Path, *, layer: str 
     student = copy.copy(job.student)
     student.model = copy.deepcopy(student.model)
     # A warmup of half the steps, whatever the recipe's share: torch refuses a warmup of exactly one step.
-    recipe = replace(job.distillation, steps=steps, warmup_fraction=0.5)
+    # The student's own weights: the fit of others, before the first step, would be most of such a trace.
+    recipe = replace(job.distillation, steps=steps, warmup_fraction=0.5, pruned_start=False)
     distiller = replace(job, student=student, distillation=recipe).distiller()
     write_trace(path, lambda: distiller.fit(short.run(range(synthesis.batch_size)), progress=False))
     return steps
