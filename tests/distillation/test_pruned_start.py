@@ -1,6 +1,5 @@
 """The first weights of a student that is its teacher with fewer channels."""
 
-import contextlib
 import copy
 import warnings
 
@@ -8,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from small_models import VECTOR, distillation_recipe
-from students import Stopped, stop_at, vectors
+from students import Stopped, labeling, started, stop_at, vectors
 from torch import nn
 
 from zskd_fast.config.input_spec import InputSpec
@@ -17,10 +16,9 @@ from zskd_fast.distillation.distiller import Distiller
 from zskd_fast.distillation.pruned_start import pruned_start
 from zskd_fast.distillation.pruned_start.least_squares import Moments, kept_channels
 from zskd_fast.models import LeNet5, LeNet5Half
-from zskd_fast.models.classifier import Classifier, frozen
+from zskd_fast.models.classifier import Classifier
 from zskd_fast.models.user_models import ASSETS, ModelSource, load_classifier
 from zskd_fast.real_data.evaluation import accuracy, load_test_set
-from zskd_fast.synthesis.batch_norm import on_batch_statistics
 
 COLOR = InputSpec(shape=(3, 9, 7))
 GRAY = InputSpec(shape=(1, 32, 32))
@@ -53,20 +51,12 @@ def _conv_net(first=6, second=8, *, seed=0, **options):
     return model
 
 
-class Skipping(nn.Module):
-    """Two layers, with a connection around the second."""
+class Repeating(nn.Module):
+    """Calls one layer twice."""
 
     def __init__(self, width):
         super().__init__()
         self.first, self.second, self.last = nn.Linear(6, width), nn.Linear(width, width), nn.Linear(width, 4)
-
-    def forward(self, x):
-        hidden = self.first(x).relu()
-        return self.last(hidden + self.second(hidden))
-
-
-class Repeating(Skipping):
-    """Calls one layer twice."""
 
     def forward(self, x):
         return self.last(self.second(self.second(self.first(x)).relu()))
@@ -130,22 +120,6 @@ def _pruned(teacher, student, spec=VECTOR):
     return pruned_start(Classifier(teacher, spec), Classifier(student, spec, role="student"))
 
 
-def _started(teacher, student, x, spec=VECTOR, projection=None):
-    """Return the student with its first weights, in train mode."""
-    theirs, mine = Classifier(teacher, spec), Classifier(student, spec, role="student")
-    start = pruned_start(theirs, mine)
-    with _labeling(teacher):
-        student.train()
-        start.set_weights(theirs, mine, lambda: x.split(64), projection)
-    return student
-
-
-@contextlib.contextmanager
-def _labeling(teacher):
-    with frozen(teacher), on_batch_statistics(teacher), torch.no_grad():
-        yield
-
-
 def _without(teacher, channels):
     """Return the teacher with channels of its first two layers that add nothing to what the next layer gives."""
     layers = [layer for layer in teacher if isinstance(layer, nn.Conv2d | nn.Linear)]
@@ -182,7 +156,6 @@ def test_a_teacher_with_fewer_channels_is_found_whatever_lies_between_its_layers
         (_mlp(), nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 4)), VECTOR),
         (_conv_net(), nn.Sequential(nn.Flatten(), _mlp(3, inputs=189)), COLOR),
         (_conv_net(padding_mode="circular"), _conv_net(3, padding_mode="circular"), COLOR),
-        (Skipping(8), Skipping(4), VECTOR),
         (Repeating(8), Repeating(4), VECTOR),
         (Scaled(8), Scaled(4), VECTOR),
         (torch.jit.script(_mlp()), _mlp(4), VECTOR),
@@ -199,7 +172,7 @@ def test_a_teacher_with_fewer_channels_is_found_whatever_lies_between_its_layers
     ],
     ids=[
         *("equal widths", "a wider layer", "fewer layers", "other kinds", "circular padding"),
-        *("a connection around a layer", "a layer called twice", "a parameter beside the layers", "no modules"),
+        *("a layer called twice", "a parameter beside the layers", "no modules"),
         *("tied weights", "a layer of another kind", "weights made of others", "sequences", "maps of another size"),
         "channels last",
     ],
@@ -221,16 +194,16 @@ def test_any_other_student_keeps_its_own_weights(teacher, student, spec):
 )
 def test_a_teacher_whose_other_channels_add_nothing_is_reproduced(teacher, student, dead, x, spec):
     teacher = _without(teacher, dead)
-    student = _started(teacher, student, x, spec)
-    with _labeling(teacher):
+    student = started(teacher, student, x, spec)
+    with labeling(teacher):
         torch.testing.assert_close(student(x), teacher(x), rtol=1e-2, atol=1e-2)
 
 
 def test_a_layer_is_fitted_to_what_the_student_gives_it():
     """So it makes up for channels that are missing before: its logits are the best that a linear layer can give."""
     teacher, student, x = _mlp(16, 12), _mlp(6, 5, seed=1), vectors(512)
-    _started(teacher, student, x)
-    with _labeling(teacher):
+    started(teacher, student, x)
+    with labeling(teacher):
         wanted, given = teacher(x), F.pad(student[:4](x), (0, 1), value=1.0)
         best = _residual(given, wanted).square().sum(0)
         torch.testing.assert_close((student(x) - wanted).square().sum(0), best, rtol=1e-2, atol=1e-4)
@@ -252,12 +225,12 @@ def test_the_channel_is_dropped_that_the_next_layer_can_do_without(size):
     moments.add(x.float())
     while len(left) > 1:
         left = min(([c for c in left if c != dropped] for dropped in left), key=squares)
-        assert kept_channels(moments.covariance(), weight.float(), 4, len(left)).tolist() == left
+        assert kept_channels([(moments.covariance(), weight.float())], 4, len(left)).tolist() == left
 
 
 def test_a_teacher_in_sixteen_bits_gives_a_student_in_thirty_two_its_weights():
-    student = _started(_without(_mlp(), [[0, 3, 7], [1, 2]]).bfloat16(), _mlp(5, 4, seed=1), vectors(512))
-    with _labeling(wanted := _without(_mlp(), [[0, 3, 7], [1, 2]])):
+    student = started(_without(_mlp(), [[0, 3, 7], [1, 2]]).bfloat16(), _mlp(5, 4, seed=1), vectors(512))
+    with labeling(wanted := _without(_mlp(), [[0, 3, 7], [1, 2]])):
         torch.testing.assert_close(student(vectors(64)), wanted(vectors(64)), rtol=0.1, atol=0.05)
 
 
@@ -265,8 +238,8 @@ def test_a_teacher_in_sixteen_bits_gives_a_student_in_thirty_two_its_weights():
 def test_the_unit_of_the_inputs_does_not_matter(scale):
     teacher = _without(_mlp(), [[0, 3, 7], [1, 2]])
     teacher[0].weight.data /= scale
-    student = _started(teacher, _mlp(5, 4, seed=1), scale * vectors(512))
-    with _labeling(teacher):
+    student = started(teacher, _mlp(5, 4, seed=1), scale * vectors(512))
+    with labeling(teacher):
         torch.testing.assert_close(student(scale * vectors(64)), teacher(scale * vectors(64)), rtol=1e-2, atol=1e-2)
 
 
@@ -277,8 +250,8 @@ def test_as_many_inputs_are_asked_for_as_a_fit_needs():
     assert _pruned(_mlp(1500, inputs=20), _mlp(700, inputs=20), spec).num_inputs == 7 * 750
     x = torch.randn(7 * 750 + 512, 20, generator=torch.Generator().manual_seed(0))
     teacher, student = (_mlp(width, inputs=20) for width in widths)
-    _started(teacher, student, x[512:], spec)
-    with _labeling(teacher):
+    started(teacher, student, x[512:], spec)
+    with labeling(teacher):
         wanted = teacher(x[:512])
         assert (student(x[:512]) - wanted).square().mean() < 0.05 * wanted.var(0).mean()
 
@@ -289,7 +262,7 @@ def test_a_layer_with_a_frozen_parameter_keeps_all_of_its_own(index, name):
     student[index].get_parameter(name).requires_grad_(False)
     before = copy.deepcopy(student[index].state_dict())
     norm = copy.deepcopy(student[1].state_dict())
-    _started(_conv_net(), student, _colors(), COLOR)
+    started(_conv_net(), student, _colors(), COLOR)
     kept = [(before, index), *([(norm, 1)] if index == 0 else [])]  # a normalization belongs to what is before it
     for state, place in kept:
         parameters = dict(student[place].named_parameters())
@@ -300,7 +273,7 @@ def test_frozen_layers_and_the_teacher_stay_as_they_are():
     teacher, student = _mlp(), _mlp(8, 3, seed=1)
     student[0].requires_grad_(False)
     before = copy.deepcopy(teacher.state_dict()), student[0].weight.clone(), student[2].weight.clone()
-    _started(teacher, student, vectors(512))
+    started(teacher, student, vectors(512))
     assert all(torch.equal(before[0][name], tensor) for name, tensor in teacher.state_dict().items())
     assert torch.equal(student[0].weight, before[1]) and not torch.equal(student[2].weight, before[2])
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in (*teacher, *student))

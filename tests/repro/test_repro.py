@@ -154,6 +154,7 @@ def test_the_setups_change_the_sizes_of_their_recipe_only() -> None:
         "fast-mnist": "",
         "fast-fashion": "",
         "fast-cifar10": "distillation.steps=5000 synthesis.impressions=2000",
+        "fast-cifar10-resnet8": "distillation.steps=5000 synthesis.impressions=2000",
         "fast-cifar10-alexnet": "distillation.steps=5000 synthesis.impressions=2000",
         "paper-mnist": "",
         "paper-fashion": "synthesis.impressions=48000",

@@ -1,11 +1,16 @@
 """Small students, distilled in a moment."""
 
+import contextlib
+
 import torch
 from small_models import VECTOR, distillation_recipe, vector_classifier
 from torch import nn
 
 from zskd_fast.distillation.distiller import Distiller
 from zskd_fast.distillation.history import DistillationHistory
+from zskd_fast.distillation.pruned_start import pruned_start
+from zskd_fast.models.classifier import Classifier, frozen
+from zskd_fast.synthesis.batch_norm import on_batch_statistics
 
 # Forward passes of each model before the first step: those of the probe.
 PROBED = 2
@@ -30,6 +35,23 @@ def distilled(
     distiller = Distiller(teacher, student, input_spec, distillation_recipe(**recipe), seed=seed)
     impressions = vectors() if impressions is None else impressions
     return student, distiller.fit(impressions, **{"progress": False} | (fit or {}))
+
+
+def started(teacher, student, x, spec=VECTOR, projection=None) -> nn.Module:
+    """Return the student with its first weights from the teacher, in train mode."""
+    theirs, mine = Classifier(teacher, spec), Classifier(student, spec, role="student")
+    start = pruned_start(theirs, mine)
+    with labeling(teacher):
+        student.train()
+        start.set_weights(theirs, mine, lambda: x.split(64), projection)
+    return student
+
+
+@contextlib.contextmanager
+def labeling(teacher):
+    """Run the teacher as it labels a batch."""
+    with frozen(teacher), on_batch_statistics(teacher), torch.no_grad():
+        yield
 
 
 def recorded(module: nn.Module) -> list[torch.Tensor]:

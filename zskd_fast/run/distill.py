@@ -48,8 +48,8 @@ def distill(
     """Train `student` in place from `teacher` alone, without data, and return the record of the run.
 
     Both models are on one device and return logits [N, K], or probabilities or a single logit that stand for them. The
-    teacher stays unchanged. A student that is its teacher with fewer layers, or a plain chain of layers with fewer
-    channels, starts from the teacher's weights: one that has learned something already needs a recipe with
+    teacher stays unchanged. A student that is its teacher with fewer layers or fewer channels starts from the
+    teacher's weights: one that has learned something already needs a recipe with
     ``distillation.pruned_start`` off.
 
     Args:

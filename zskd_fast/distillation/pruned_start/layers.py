@@ -17,12 +17,18 @@ Inputs = Callable[[], Iterable[torch.Tensor]]
 """Gives the same batches x[n, *shape] at each call."""
 
 
+INPUT = -1
+"""The model's input as a source of a layer."""
+
+
 @dataclass(frozen=True)
-class Link:
-    """A layer of a chain, and the shape of what it gives for one input."""
+class Call:
+    """A call of a layer with parameters, the shape of what it gives for one input, and what it is given."""
 
     layer: nn.Module
     shape: torch.Size
+    sources: frozenset[int]
+    """Positions of the calls, or `INPUT`, whose outputs are added, channel by channel, to what this one is given."""
 
 
 def own_layers(model: nn.Module) -> list[nn.Module]:
@@ -60,27 +66,25 @@ def called_layers(classifier: Classifier) -> list[nn.Module]:
     return calls
 
 
-def chain(classifier: Classifier) -> list[Link]:
-    """Return the layers with parameters in the order of their calls; none if the model is not a chain of them.
+def calls(classifier: Classifier) -> list[Call]:
+    """Return the calls of the layers with parameters, in order; none if the model is not understood.
 
-    In a chain each is called once, and only its own output takes part in what the next one is given, channel after
-    channel.
+    It is if each layer is called once and what is between them keeps channels apart and in order, as an activation, a
+    pool or the sum of a residual block does, and if the logits depend on the last layer alone.
     """
-    links: list[Link] = []
+    found: list[Call] = []
     outputs: list[torch.Tensor] = []
-    are_linked: list[bool] = []
+    sources: list[frozenset[int]] = []
 
     def enter(layer: nn.Module, given: tuple[Any, ...]) -> None:
-        are_linked.append(
-            len(given) == 1 and _depends_on_last(given[0], outputs) and _is_in_order(given[0], outputs[-1])
-        )
+        sources.append(_sources(given[0], outputs) if len(given) == 1 else frozenset())
 
     def leave(layer: nn.Module, given: tuple[Any, ...], answer: Any) -> Any:
         if not isinstance(answer, torch.Tensor):
-            are_linked.append(False)
+            sources[-1] = frozenset()
             return answer
-        links.append(Link(layer, answer.shape[1:]))
-        outputs.append(answer.detach().requires_grad_())
+        found.append(Call(layer, answer.shape[1:], sources[-1]))
+        outputs.append(answer.detach().sigmoid().requires_grad_())  # positive: behind a ReLU, too, there are gradients
         return outputs[-1].clone()  # a leaf must not be changed in place, as by a ReLU
 
     own = own_layers(classifier.model)
@@ -88,27 +92,41 @@ def chain(classifier: Classifier) -> list[Link]:
         for layer in own:
             undo.callback(layer.register_forward_pre_hook(enter).remove)
             undo.callback(layer.register_forward_hook(leave).remove)
-        x = classifier.probe_input().clone().requires_grad_()
-        outputs.append(x)
-        are_linked.append(_depends_on_last(classifier.logits(x), outputs))
-    is_chain = all(are_linked) and sorted(id(link.layer) for link in links) == sorted(map(id, own))
-    return links if is_chain else []
+        outputs.append(classifier.probe_input().clone().requires_grad_())
+        ends = _used(classifier.logits(outputs[0]), outputs)
+    is_understood = all(sources) and ends == {len(found) - 1}
+    is_called_once = sorted(id(call.layer) for call in found) == sorted(map(id, own))
+    return found if is_understood and is_called_once else []
 
 
-def _depends_on_last(value: Any, outputs: list[torch.Tensor]) -> bool:
-    """Whether the last of the outputs takes part in the value, and none before it."""
+def _used(value: Any, outputs: list[torch.Tensor]) -> frozenset[int]:
+    """Return which outputs take part in the value; the first is the model's input."""
     if not isinstance(value, torch.Tensor) or not value.requires_grad:
-        return False
-    *before, last = torch.autograd.grad(value.sum(), outputs, retain_graph=True, allow_unused=True)
-    return last is not None and all(gradient is None for gradient in before)
+        return frozenset()
+    gradients = torch.autograd.grad(value.sum(), outputs, retain_graph=True, allow_unused=True)
+    return frozenset(index for index, gradient in enumerate(gradients, start=INPUT) if gradient is not None)
+
+
+def _sources(given: Any, outputs: list[torch.Tensor]) -> frozenset[int]:
+    """Return which outputs take part in what a layer is given; none if one does otherwise than channel by channel."""
+    used = _used(given, outputs)
+    is_in_order = all(_is_in_order(given, outputs[index - INPUT]) for index in used)
+    return used if is_in_order else frozenset()
 
 
 def _is_in_order(given: torch.Tensor, output: torch.Tensor) -> bool:
-    """Whether the first inputs of the next layer come from the first channel, at least for the most part.
+    """Whether the first channel of an output makes up the first inputs of a layer, and the first half the first half.
 
-    Inputs that are flattened with the channels last, or concatenated, do not. A normalization over channels mixes some.
+    It does for the most part, since a normalization over channels mixes some. Maps that are flattened with the channels
+    last, or concatenated, are not in order.
     """
-    size = given.shape[1] // output.shape[1]
-    (gradient,) = torch.autograd.grad(given[:, : max(1, size)].sum(), output, retain_graph=True)
-    by_channel = gradient.abs().movedim(1, 0).flatten(1).sum(1)
-    return size >= 1 and bool(by_channel[0] >= by_channel.sum() / 2)
+    channels = output.shape[1]
+    if given.shape[1] % channels:
+        return False
+    size = given.shape[1] // channels
+    for first in {1, max(1, channels // 2)}:
+        (gradient,) = torch.autograd.grad(given[:, : first * size].sum(), output, retain_graph=True)
+        by_channel = gradient.abs().movedim(1, 0).flatten(1).sum(1)
+        if not by_channel[:first].sum() > 0.75 * by_channel.sum():
+            return False
+    return True

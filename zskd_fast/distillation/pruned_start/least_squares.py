@@ -37,29 +37,49 @@ class Moments:
         return weight, mean_target - weight @ mean
 
 
-def kept_channels(covariance: torch.Tensor, weight: torch.Tensor, channels: int, wanted: int) -> torch.Tensor:
-    """Return which ``wanted`` channels to keep of a layer whose next one has the weight [units, channels * size].
+def kept_channels(readers: list[tuple[torch.Tensor, torch.Tensor]], channels: int, wanted: int) -> torch.Tensor:
+    """Return which ``wanted`` of some channels to keep, in order.
 
-    Channels are dropped one at a time: always the one whose loss least increases the error of the next layer's output,
-    computed from the remaining ones by least squares (as for single weights in Hassibi and Stork, NIPS 1992).
+    ``readers`` are the layers that are given them: the covariance of its inputs, of which each channel gives as many,
+    and the weight [units, inputs]. Channels are dropped one at a time: always the one whose loss least increases the
+    error of what the readers give, computed from the remaining ones by least squares (as for single weights in Hassibi
+    and Stork, NIPS 1992), relative to its variance.
     """
-    inverse, fitted = torch.linalg.inv(_with_ridge(covariance)), weight.T.double()
-    size = len(covariance) // channels
-    left = torch.ones(channels, dtype=torch.bool, device=weight.device)
-    diagonal = torch.arange(channels, device=weight.device)
+    eliminations = [_Elimination(covariance, weight, channels) for covariance, weight in readers]
+    left = torch.ones(channels, dtype=torch.bool, device=readers[0][1].device)
     for _ in range(channels - wanted):
-        blocks = inverse.reshape(channels, size, channels, size)[diagonal, :, diagonal]
-        blocks[~left] = torch.eye(size, dtype=blocks.dtype, device=blocks.device)
-        rows = fitted.reshape(channels, size, -1)
-        cost = (rows * torch.linalg.solve(blocks, rows)).sum((1, 2))
+        cost = sum(each.costs(left) for each in eliminations)
+        assert isinstance(cost, torch.Tensor)
         cost[~left] = torch.inf
         dropped = int(cost.argmin())
         left[dropped] = False
-        at = slice(dropped * size, (dropped + 1) * size)
-        column = torch.linalg.solve(inverse[at, at], inverse[at]).T
-        fitted = fitted - column @ fitted[at]
-        inverse = inverse - column @ inverse[at]
+        for each in eliminations:
+            each.drop(dropped)
     return left.nonzero()[:, 0]
+
+
+class _Elimination:
+    """The least squares fit of what a layer gives to the channels that are left of those that it is given."""
+
+    def __init__(self, covariance: torch.Tensor, weight: torch.Tensor, channels: int) -> None:
+        self._inverse, self._fitted = torch.linalg.inv(_with_ridge(covariance)), weight.T.double()
+        self._size = len(covariance) // channels
+        self._variance = ((covariance @ self._fitted) * self._fitted).sum().clamp_min(1e-30)
+
+    def costs(self, left: torch.Tensor) -> torch.Tensor:
+        """Return how much the loss of each channel that is left adds to the relative error."""
+        channels, size = len(left), self._size
+        diagonal = torch.arange(channels, device=left.device)
+        blocks = self._inverse.reshape(channels, size, channels, size)[diagonal, :, diagonal]
+        blocks[~left] = torch.eye(size, dtype=blocks.dtype, device=blocks.device)
+        rows = self._fitted.reshape(channels, size, -1)
+        return (rows * torch.linalg.solve(blocks, rows)).sum((1, 2)) / self._variance
+
+    def drop(self, channel: int) -> None:
+        at = slice(channel * self._size, (channel + 1) * self._size)
+        column = torch.linalg.solve(self._inverse[at, at], self._inverse[at]).T
+        self._fitted = self._fitted - column @ self._fitted[at]
+        self._inverse = self._inverse - column @ self._inverse[at]
 
 
 def _with_ridge(products: torch.Tensor) -> torch.Tensor:
