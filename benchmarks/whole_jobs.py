@@ -46,7 +46,7 @@ class WholeJob:
         return self.image_steps / images + self.student_steps / steps if images and steps else None
 
 
-RESNET_JOB = WholeJob.of_setup("fast-cifar10", _RESNET)
+RESNET_JOB = WholeJob.of_setup("fast-cifar10-resnet8", _RESNET)
 
 
 def rate(rows: pd.DataFrame, op: str, setting: str, provider: str, threads: int) -> float | None:

@@ -3,6 +3,6 @@
 ``zskd_fast.models:LeNet5`` is how the command line names an architecture of the paper.
 """
 
-from zskd_fast.models.architectures import AlexNet, AlexNetHalf, LeNet5, LeNet5Half, ResNet8, ResNet20
+from zskd_fast.models.architectures import AlexNet, AlexNetHalf, LeNet5, LeNet5Half, ResNet8, ResNet20, ResNet20Half
 
-__all__ = ["AlexNet", "AlexNetHalf", "LeNet5", "LeNet5Half", "ResNet8", "ResNet20"]
+__all__ = ["AlexNet", "AlexNetHalf", "LeNet5", "LeNet5Half", "ResNet8", "ResNet20", "ResNet20Half"]

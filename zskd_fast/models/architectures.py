@@ -127,11 +127,11 @@ class _ResidualBlock(nn.Module):
 
 
 class _ResNet(nn.Module):
-    def __init__(self, blocks: int, num_classes: int) -> None:
+    def __init__(self, channels: tuple[int, int, int], blocks: int, num_classes: int) -> None:
         super().__init__()
-        stages: list[nn.Module] = [nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
-        inputs = 16
-        for outputs, stride in ((16, 1), (32, 2), (64, 2)):
+        inputs = channels[0]
+        stages: list[nn.Module] = [nn.Conv2d(3, inputs, 3, padding=1, bias=False), nn.BatchNorm2d(inputs), nn.ReLU()]
+        for outputs, stride in zip(channels, (1, 2, 2), strict=True):
             for block in range(blocks):
                 stages.append(_ResidualBlock(inputs, outputs, stride if block == 0 else 1))
                 inputs = outputs
@@ -150,11 +150,18 @@ class ResNet20(_ResNet):
     """
 
     def __init__(self, num_classes: int = 10) -> None:
-        super().__init__(3, num_classes)
+        super().__init__((16, 32, 64), 3, num_classes)
+
+
+class ResNet20Half(_ResNet):
+    """`ResNet20` with half the channels (8, 16 and 32): 68,786 parameters with 10 classes."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__((8, 16, 32), 3, num_classes)
 
 
 class ResNet8(_ResNet):
     """`ResNet20` with one block per stage: 78,042 parameters with 10 classes."""
 
     def __init__(self, num_classes: int = 10) -> None:
-        super().__init__(1, num_classes)
+        super().__init__((16, 32, 64), 1, num_classes)

@@ -80,7 +80,7 @@ _RESNET = Setup(
     recipe="fast",
     changes={"synthesis.impressions": 2000, "distillation.steps": 5000},
     teacher=ModelSource(model="zskd_fast.models:ResNet20", weights=ASSETS / "resnet20-cifar10.safetensors"),
-    student=ModelSource(model="zskd_fast.models:ResNet8"),
+    student=ModelSource(model="zskd_fast.models:ResNet20Half"),
     input_spec=InputSpec((3, 32, 32)),
 )
 _ALEXNET = replace(
@@ -99,6 +99,7 @@ SETUPS = {
     "fast-mnist": _MNIST,
     "fast-fashion": _FASHION,
     "fast-cifar10": _RESNET,
+    "fast-cifar10-resnet8": replace(_RESNET, student=ModelSource(model="zskd_fast.models:ResNet8")),
     "fast-cifar10-alexnet": _ALEXNET,
     "paper-mnist": replace(_MNIST, recipe="paper"),
     "paper-fashion": replace(_FASHION, recipe="paper", changes={"synthesis.impressions": 48_000}),
