@@ -1,4 +1,5 @@
-#include <ATen/ops/empty.h>
+#include <algorithm>
+#include <initializer_list>
 
 #include "ops/dispatch.h"
 #include "ops/ops.h"
@@ -54,10 +55,21 @@ void check_scalars(double step, double lr, double beta1, double beta2, double ep
   ZSKD_CHECK(eps >= 0, kOp, ": eps is ", eps, ", wanted 0 or more");
 }
 
+// Whether two tensors of one shape have each element at the same distance from their first one. An axis of size 1 may
+// have any stride: if it were compared, two contiguous tensors could differ.
+bool have_same_strides(const at::Tensor& x, const at::Tensor& other) {
+  if (x.numel() == 0) return true;
+  for (int64_t axis = 0; axis < x.dim(); ++axis) {
+    if (x.size(axis) > 1 && x.stride(axis) != other.stride(axis)) return false;
+  }
+  return true;
+}
+
 // Whether all tensors are dense in the same memory order. The kernel then ignores shapes and goes through the memory.
+// It is true if all are contiguous.
 bool have_same_dense_order(const at::Tensor& x, std::initializer_list<at::Tensor> others, bool per_channel) {
   if (per_channel ? !x.is_contiguous() : !x.is_non_overlapping_and_dense()) return false;
-  return std::all_of(others.begin(), others.end(), [&](const at::Tensor& t) { return t.strides() == x.strides(); });
+  return std::all_of(others.begin(), others.end(), [&](const at::Tensor& t) { return have_same_strides(x, t); });
 }
 
 }  // namespace

@@ -107,6 +107,26 @@ def test_every_layout_gives_the_same_bits(per_channel):
     assert torch.equal(mixed[0], want)
 
 
+LIKE_CONTIGUOUS = {
+    "one channel, channels-last": lambda t: t[:, :1].permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
+    "one impression of a larger batch": lambda t: torch.cat([t, t], dim=1)[:1, :3],
+    "no impression": lambda t: torch.cat([t, t], dim=1)[:0, :3],
+}
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("layout", LIKE_CONTIGUOUS)
+def test_contiguous_tensors_may_differ_in_the_stride_of_an_axis_of_size_1(layout, per_channel):
+    x, grads, m, v = state()
+    other = LIKE_CONTIGUOUS[layout](grads[0])
+    x, m, v = (t[: len(other), : other.shape[1]].contiguous() for t in (x, m, v))
+    assert x.is_contiguous() and other.is_contiguous() and x.stride() != other.stride()
+    bounds = {"lo": torch.zeros(x.shape[1]) if per_channel else 0.0}
+    want = run(ops.impression_update_, x.clone(), [torch.empty(x.shape).copy_(other)], m.clone(), v.clone(), **bounds)
+    got = run(ops.impression_update_, x, [other], m, v, **bounds)
+    assert all(torch.equal(ours, exact) for ours, exact in zip(got, want, strict=True))
+
+
 def test_gradient_is_not_changed_and_may_be_expanded():
     x, grads, m, v = state()
     grad = grads[0][:1].expand(SHAPE)
