@@ -32,21 +32,22 @@ void check_arguments(const RowLoss& names, const at::Tensor& a, const at::Tensor
              ", wanted a positive number");
 }
 
-void check_grad_out(const RowLoss& names, const at::Tensor& grad, const at::Tensor& a) {
+void check_grad_out(const RowLoss& names, const at::Tensor& grad, const at::Tensor& a, const at::Tensor& b) {
   check_same_shape(names.op, "out", grad, a, names.a);
   check_same_device(names.op, "out", grad, a, names.a);
   const bool fits = grad.scalar_type() == a.scalar_type() || grad.scalar_type() == accumulate_type(a.scalar_type());
   ZSKD_CHECK_TYPE(fits, names.op, ": out is ", grad.scalar_type(), ", wanted ", a.scalar_type(), " as ", names.a);
   ZSKD_CHECK(grad.is_contiguous(), names.op, ": out has strides ", grad.strides(), ", wanted a contiguous tensor");
-  ZSKD_CHECK(!grad.is_alias_of(a), names.op, ": out shares memory with ", names.a);
+  ZSKD_CHECK(!grad.is_alias_of(a), names.op, ": out shares memory with ", names.a, ", wanted memory of its own");
+  ZSKD_CHECK(!grad.is_alias_of(b), names.op, ": out shares memory with ", names.b, ", wanted memory of its own");
 }
 
 // In the dtype of `a`, or in the caller's float32 buffer, where the gradient of a 16-bit `a` is not yet rounded.
-at::Tensor gradient_buffer(const RowLoss& names, const at::Tensor& a, bool with_grad,
+at::Tensor gradient_buffer(const RowLoss& names, const at::Tensor& a, const at::Tensor& b, bool with_grad,
                            const std::optional<at::Tensor>& grad_out) {
   if (!with_grad) return at::empty({0}, a.options());
   if (!grad_out) return empty_output(a.sizes(), a.options());
-  check_grad_out(names, *grad_out, a);
+  check_grad_out(names, *grad_out, a, b);
   return *grad_out;
 }
 
@@ -82,7 +83,7 @@ LossAndGrad row_loss(const RowLoss& names, const at::Tensor& a, const at::Tensor
   const at::Tensor dense_a = with_dense_rows(a);
   const at::Tensor dense_b = readable_beside(b, a);
   const at::Tensor losses = at::empty({a.size(0)}, a.options().dtype(accumulate_type(a.scalar_type())));
-  const at::Tensor grad = gradient_buffer(names, a, with_grad, grad_out);
+  const at::Tensor grad = gradient_buffer(names, a, b, with_grad, grad_out);
 
   RowLossParams p;
   p.a_dtype = dtype_of(names.op, names.a, dense_a);

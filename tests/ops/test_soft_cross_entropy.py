@@ -307,7 +307,8 @@ def test_errors_name_the_bad_argument(arguments, reduction, error, message):
         (torch.empty(4, 2), ValueError, r"out has shape \[4, 2\], wanted \[4, 3\] as logits"),
         (torch.empty(4, 3, dtype=torch.float64), TypeError, "out is Double, wanted Float as logits"),
         (torch.empty(3, 4).t(), ValueError, "wanted a contiguous tensor"),
-        (Z, ValueError, "out shares memory with logits"),
+        (Z, ValueError, "out shares memory with logits, wanted memory of its own"),
+        (Y, ValueError, "out shares memory with target, wanted memory of its own"),
     ],
 )
 def test_errors_name_an_unusable_out(out, error, message):

@@ -98,8 +98,8 @@ def soft_cross_entropy_value_and_grad(
 
     Args:
         logits, target, temperature, reduction: As for `soft_cross_entropy`.
-        out: [..., K] contiguous, in the dtype of logits, or float32 for 16-bit logits. The gradient is written to it
-            instead of a new tensor.
+        out: [..., K] contiguous, in the dtype of logits, or float32 for 16-bit logits, and not in the memory of logits
+            or target. The gradient is written to it instead of a new tensor.
 
     Returns:
         The loss, and the gradient of the reduced loss [..., K] in the dtype of logits or of `out`. With "none" that is
