@@ -52,10 +52,12 @@ inline Dtype dtype_of(const char* op, const char* argument, const at::Tensor& te
   }
 }
 
-// A sparse or nested tensor has no strides, and torch's own errors about it do not name the argument.
+// A sparse or nested tensor has no strides, and torch's own errors about it do not name the argument. A negated view,
+// as the imaginary part of a conjugate, has the memory of its values with the other sign.
 inline void check_dense(const char* op, const char* argument, const at::Tensor& tensor) {
   ZSKD_CHECK_TYPE(tensor.layout() == at::kStrided && !tensor.is_nested(), op, ": ", argument, " is ",
                   tensor.is_nested() ? "nested" : "sparse", ", wanted a dense tensor");
+  ZSKD_CHECK_TYPE(!tensor.is_neg(), op, ": ", argument, " is a negated view, wanted its values: pass .resolve_neg()");
 }
 
 inline void check_same_device(const char* op, const char* argument, const at::Tensor& tensor, const at::Tensor& first,

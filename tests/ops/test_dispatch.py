@@ -81,6 +81,42 @@ def test_a_refusal_is_one_line_of_the_same_type_through_both_doors(call, error, 
     assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
+NEGATED = torch.complex(Y, X).conj().imag
+NEGATED_IMAGE = NEGATED.reshape(1, 1, 4, 6)
+MOMENT = torch.zeros(4, 6)
+TAKEN_NEGATED = {
+    "soft_cross_entropy: logits": lambda: ops.soft_cross_entropy(NEGATED, Y, 2.0),
+    "soft_cross_entropy: target": lambda: ops.soft_cross_entropy(X, NEGATED, 2.0),
+    "soft_cross_entropy: out": lambda: ops.soft_cross_entropy_value_and_grad(X, Y, 2.0, out=torch._neg_view(MOMENT)),
+    "distillation_loss: teacher_logits": lambda: ops.distillation_loss(X, NEGATED, 2.0),
+    "dirichlet: concentration": lambda: ops.dirichlet(NEGATED, IDS, seed=1),
+    "impression_update_: x": lambda: ops.impression_update_(NEGATED, X, MOMENT, MOMENT, 1, lr=0.1),
+    "impression_update_: grad": lambda: ops.impression_update_(X.clone(), NEGATED, MOMENT, MOMENT, 1, lr=0.1),
+    "impression_update_: lr": lambda: ops.impression_update_(X.clone(), X, MOMENT, MOMENT, 1, lr=NEGATED[0, 0]),
+    "impression_update_: hi": lambda: ops.impression_update_(X.clone(), X, MOMENT, MOMENT, 1, lr=0.1, hi=NEGATED[0, 0]),
+    "total_variation_grad_: x": lambda: ops.total_variation_grad_(IMAGE.clone(), NEGATED_IMAGE, 0.1),
+    "total_variation_grad_: grad": lambda: ops.total_variation_grad_(NEGATED_IMAGE, IMAGE, 0.1),
+    "augment: x": lambda: ops.augment(NEGATED, IDS, seed=1, stream=0),
+    "dead_leaves: leaves": lambda: ops.dead_leaves(NEGATED[None], 4, 4),
+    "max_pool: x": lambda: ops.max_pool(torch._neg_view(IMAGE)),
+}
+
+
+@pytest.mark.parametrize("argument", TAKEN_NEGATED)
+def test_a_negated_view_is_refused_because_its_memory_has_the_other_sign(argument):
+    with pytest.raises(TypeError, match=rf"{argument} is a negated view, wanted its values: pass \.resolve_neg\(\)"):
+        TAKEN_NEGATED[argument]()
+
+
+def test_an_upstream_gradient_may_be_a_negated_view():
+    logits = X.clone().requires_grad_()
+    want, got = (
+        torch.autograd.grad(ops.soft_cross_entropy(logits, Y, 2.0), logits, weight)[0]
+        for weight in (-NEGATED[0, 0].resolve_neg(), torch._neg_view(NEGATED[0, 0].resolve_neg()))
+    )
+    assert torch.equal(got, want)
+
+
 @pytest.mark.parametrize("op", CALLS)
 def test_eager_call_bypasses_the_dispatcher(op, monkeypatch):
     module = importlib.import_module("zskd_fast.ops." + op.rstrip("_"))

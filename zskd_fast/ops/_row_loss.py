@@ -108,11 +108,12 @@ def save_grad(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) 
 def _may_change_saved(grad: Tensor, weight: Tensor) -> bool:
     """Return whether backward may scale the saved gradient in place: an eager call, after which the graph is freed.
 
-    Under is_grads_batched the weight has no memory of its own.
+    Under is_grads_batched the weight has no memory of its own. That of a negated view has the other sign.
     """
     return (
         is_eager(grad, weight)
         and torch._C._has_storage(weight)
+        and not weight.is_neg()
         and weight.dim() == 0
         and (grad.dtype, grad.device) == (weight.dtype, weight.device)
         and grad.is_contiguous()
