@@ -43,12 +43,14 @@ void check_numbers(double low, double high, int64_t seed, int64_t stream) {
   ZSKD_CHECK(stream >= 0 && stream < kStreams, kOp, ": stream is ", stream, ", wanted 0 to 2^28 - 5");
 }
 
-// An image has places of 32 bits in each direction, and so has a row of pixels in its frame.
+// The place of a pixel in its channel with a frame has 32 bits, and its places in both directions are exact as float.
 void check_images(const at::Tensor& x) {
   ZSKD_CHECK(x.dim() == 4, kOp, ": x has shape ", x.sizes(), ", wanted images [N, C, H, W] whose pixels can be moved");
-  constexpr int64_t most = int64_t{1} << 31;
+  constexpr int64_t most = int64_t{1} << 31, most_in_line = int64_t{1} << 24;
   const int64_t height = x.size(2) + 2 * math::kOutside, width = x.size(3) + 2 * math::kOutside;
   ZSKD_CHECK(height < most / width, kOp, ": x has shape ", x.sizes(), ", wanted fewer than 2^31 pixels in a channel");
+  ZSKD_CHECK(height < most_in_line && width < most_in_line, kOp, ": x has shape ", x.sizes(),
+             ", wanted fewer than 2^24 pixels in a row or column");
 }
 
 }  // namespace

@@ -9,12 +9,15 @@ namespace {
 
 constexpr const char* kOp = "dirichlet";
 constexpr Backends<DirichletParams> kBackends = ZSKD_BACKENDS(dirichlet);
+constexpr int64_t kMostClasses = int64_t{1} << 32;  // the index of a class in a Philox counter has 32 bits
 
 void check_concentration_shape(const at::Tensor& concentration, const at::Tensor& ids) {
   ZSKD_CHECK(concentration.dim() == 1 || concentration.dim() == 2, kOp, ": concentration has shape ",
              concentration.sizes(), ", wanted [K] or [N, K]");
   ZSKD_CHECK(concentration.size(-1) > 0, kOp, ": concentration has shape ", concentration.sizes(),
              ", wanted at least one class");
+  ZSKD_CHECK(concentration.size(-1) <= kMostClasses, kOp, ": concentration has shape ", concentration.sizes(),
+             ", wanted at most 2^32 classes");
   ZSKD_CHECK(concentration.dim() == 1 || concentration.size(0) == ids.size(0), kOp, ": concentration has ",
              concentration.size(0), " rows, wanted ", ids.size(0), " as ids");
 }

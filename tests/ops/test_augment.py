@@ -192,7 +192,15 @@ def test_wrong_arguments_are_refused_in_one_sentence(x, positions, changed, erro
         ops.augment(x, torch.tensor(positions), **{**DRAW, **changed})
 
 
-def test_an_image_that_is_too_large_for_32_bits_is_refused():
-    x = torch.zeros(1, 1, 1, 1).expand(1, 1, 2**16, 2**15)
-    with pytest.raises(ValueError, match=r"wanted fewer than 2\^31 pixels in a channel"):
+@pytest.mark.parametrize(
+    ("height", "width", "message"),
+    [
+        (2**16, 2**15, r"wanted fewer than 2\^31 pixels in a channel"),
+        (1, 2**24 + 3, r"wanted fewer than 2\^24 pixels in a row or column"),
+        (2**24 + 3, 1, r"wanted fewer than 2\^24 pixels in a row or column"),
+    ],
+)
+def test_an_image_that_is_too_large_for_its_places_is_refused(height, width, message):
+    x = torch.zeros(1, 1, 1, 1).expand(1, 0, height, width)
+    with pytest.raises(ValueError, match=message):
         _C.augment(x, torch.arange(1), 0, 0, 0.1, 0.0, 0.0, 0.0, 0.0, 0.0, False, 0.0, 1.0)
