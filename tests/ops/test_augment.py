@@ -184,6 +184,7 @@ IMAGES = torch.zeros(2, 1, 4, 4)
         (IMAGES, [0, 1], {"mix_probability": 1.5}, ValueError, "mix_probability is 1.5, wanted 0 to 1"),
         (IMAGES, [0, 1], {"low": 1.0}, ValueError, "low and high are 1 and 1, wanted two finite numbers"),
         (IMAGES, [0, 1], {"seed": -1}, ValueError, "seed is -1, wanted 0 or more"),
+        (IMAGES, [0, 1], {"seed": 2**64 - 1}, ValueError, r"seed is 18446744073709551615, wanted 0 to 2\^63 - 1"),
         (IMAGES, [0, 1], {"stream": 2**28 - 4}, ValueError, r"stream is 268435452, wanted 0 to 2\^28 - 5"),
     ],
 )

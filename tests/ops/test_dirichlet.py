@@ -166,6 +166,7 @@ def test_error_names_the_place_of_an_invalid_concentration(bad, dtype, layout):
         (torch.ones(()), torch.arange(4), 0, ValueError, r"wanted \[K\] or \[N, K\]"),
         (torch.ones(3), torch.arange(4).int(), 0, TypeError, "ids is Int, wanted int64"),
         (torch.ones(3), torch.arange(4), -1, ValueError, "seed is -1, wanted 0 or more"),
+        (torch.ones(3), torch.arange(4), 2**63, ValueError, r"seed is 9223372036854775808, wanted 0 to 2\^63 - 1"),
         (torch.ones(1).expand(2**32 + 1), torch.arange(0), 0, ValueError, r"wanted at most 2\^32 classes"),
         (torch.ones(3).int(), torch.arange(4), 0, TypeError, "concentration is Int, wanted float32"),
         (torch.ones(3, requires_grad=True), torch.arange(4), 0, ValueError, "not differentiable"),

@@ -116,6 +116,7 @@ def test_opcheck_and_compile():
         ({"ids": torch.zeros(2, 2, dtype=torch.int64)}, ValueError, r"ids has shape \[2, 2\], wanted \[N\]"),
         ({"count": -1}, ValueError, "count is -1"),
         ({"seed": -1}, ValueError, "seed is -1, wanted 0 or more"),
+        ({"seed": 2**63}, ValueError, r"philox: seed is 9223372036854775808, wanted 0 to 2\^63 - 1"),
         ({"stream": 2**28}, ValueError, "stream is 268435456"),
         ({"distribution": "cauchy"}, ValueError, "distribution is 'cauchy', wanted uniform or normal"),
         ({"dtype": torch.float16}, TypeError, "dtype is Half, wanted float32 or float64"),

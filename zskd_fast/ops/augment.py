@@ -5,6 +5,7 @@ from torch import Tensor
 
 from zskd_fast._extension import _C
 from zskd_fast.ops._dispatch import can_bypass_dispatcher, needs_grad
+from zskd_fast.ops.philox import check_seed
 
 
 @torch.library.custom_op("zskd_fast::augment", mutates_args=())
@@ -85,6 +86,7 @@ def augment(
     """
     if needs_grad(x):
         raise ValueError("augment: x requires grad, but the variation is not differentiable; pass .detach()")
+    check_seed("augment", seed)
     vary = _C.augment if can_bypass_dispatcher(x, positions) else _op
     sigmas = rotation_sigma, scale_sigma, shift_sigma
     return vary(x, positions, seed, stream, *sigmas, flip_probability, mix_probability, noise_max, clamp, low, high)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from zskd_fast._extension import _C
 from zskd_fast.ops._dispatch import can_bypass_dispatcher
+from zskd_fast.ops.philox import check_seed
 
 
 @torch.library.custom_op("zskd_fast::dirichlet", mutates_args=())
@@ -48,5 +49,6 @@ def dirichlet(concentration: Tensor, ids: Tensor, *, seed: int, log: bool = Fals
             "dirichlet: concentration requires grad, but a draw is not differentiable; "
             "pass .detach(), or use zskd_fast.distributions.Dirichlet and its rsample"
         )
+    check_seed("dirichlet", seed)
     draw = _C.dirichlet if can_bypass_dispatcher(concentration, ids) else _op
     return draw(concentration, ids, seed, log)

@@ -6,6 +6,14 @@ from torch import Tensor
 from zskd_fast._extension import _C
 from zskd_fast.ops._dispatch import can_bypass_dispatcher
 
+_SEEDS = 2**63
+
+
+def check_seed(op: str, seed: int) -> None:
+    """Raise ValueError for a seed of 64 bits, as of `torch.initial_seed()`, which the extension cannot be given."""
+    if seed >= _SEEDS:
+        raise ValueError(f"{op}: seed is {seed}, wanted 0 to 2^63 - 1")
+
 
 @torch.library.custom_op("zskd_fast::philox", mutates_args=())
 def _op(ids: Tensor, count: int, seed: int, stream: int, distribution: str, dtype: torch.dtype) -> Tensor:
@@ -47,5 +55,6 @@ def philox(
         ValueError: Wrong shape, count, seed, stream or distribution.
         TypeError: Wrong dtype or device.
     """
+    check_seed("philox", seed)
     draw = _C.philox if can_bypass_dispatcher(ids) else _op
     return draw(ids, count, seed, stream, distribution, dtype)
