@@ -9,7 +9,8 @@ namespace zskd::cuda {
 
 constexpr unsigned kWholeWarp = 0xFFFFFFFFu;
 
-// The larger of the two; a NaN loses. For float it is one instruction, where math::at_least, which keeps a NaN, is two.
+// The larger of the two. Of a NaN and a number it may be either: a row with a NaN gets its NaN from the sums, whatever
+// the maximum. For float it is one instruction, where math::at_least is two.
 __device__ __forceinline__ float larger(float a, float b) { return __builtin_fmaxf(a, b); }
 __device__ __forceinline__ double larger(double a, double b) { return math::at_least(b, a); }
 

@@ -6,8 +6,6 @@
 
 #include "cuda/row_loss/operands.cuh"
 
-alignas(16) extern __shared__ unsigned char dynamic_shared_memory[];
-
 namespace zskd::cuda {
 namespace {
 
