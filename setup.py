@@ -23,23 +23,35 @@ def cmake_options() -> list[str]:
     return [f"-DZSKD_CUDA={CUDA_CHOICES[choice]}", f"-DPython_EXECUTABLE={sys.executable}"]
 
 
+def environment() -> dict[str, str]:
+    """Put the interpreter's folder first in PATH: it has cmake and ninja, even if its environment is not active."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return {**os.environ, "PATH": path}
+
+
+def run_cmake(*arguments: str) -> None:
+    try:
+        subprocess.run(["cmake", *arguments], check=True, env=environment())
+    except FileNotFoundError:
+        raise SystemExit("zskd_fast: no cmake in PATH; pip install cmake ninja pybind11") from None
+
+
 class CMakeBuild(build_ext):
     def build_extension(self, extension: Extension) -> None:
         package_folder = Path(self.get_ext_fullpath(extension.name)).resolve().parent
         build_folder = Path(self.build_temp).resolve()
-        subprocess.run(["cmake", "-S", str(ROOT), "-B", str(build_folder), "-G", "Ninja", *cmake_options()], check=True)
+        run_cmake("-S", str(ROOT), "-B", str(build_folder), "-G", "Ninja", *cmake_options())
         jobs = os.environ.get("MAX_JOBS")
-        parallel = ["--parallel", jobs] if jobs else []
-        subprocess.run(["cmake", "--build", str(build_folder), *parallel], check=True)
+        run_cmake("--build", str(build_folder), *(["--parallel", jobs] if jobs else []))
         # An editable install runs from the source tree, where setuptools copies the extension but not its record.
         for prefix in [package_folder.parent, *([ROOT] if self.editable_mode else [])]:
-            subprocess.run(["cmake", "--install", str(build_folder), "--prefix", str(prefix)], check=True)
+            run_cmake("--install", str(build_folder), "--prefix", str(prefix))
 
     def copy_extensions_to_source(self) -> None:
         """Copy the record too after `build_ext --inplace`, without which the loader takes the extension as missing."""
         super().copy_extensions_to_source()
         build_folder = Path(self.build_temp).resolve()
-        subprocess.run(["cmake", "--install", str(build_folder), "--prefix", str(ROOT)], check=True)
+        run_cmake("--install", str(build_folder), "--prefix", str(ROOT))
 
 
 setup(ext_modules=[Extension("zskd_fast._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

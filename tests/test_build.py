@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import runpy
 import subprocess
 import sys
 import tarfile
@@ -66,6 +67,33 @@ def test_a_missing_extension_is_named(loader, monkeypatch):
     monkeypatch.setattr(loader, "_built_for", lambda: None)
     with pytest.raises(ImportError, match="extension is not built; build it with"):
         loader.load()
+
+
+@pytest.fixture
+def run_cmake(monkeypatch):
+    """The function of setup.py that runs CMake."""
+    script = PACKAGE.parent / "setup.py"
+    if not script.exists():
+        pytest.skip("the package is installed without its source tree")
+    monkeypatch.setattr("setuptools.setup", lambda **_: None)
+    return runpy.run_path(str(script))["run_cmake"]
+
+
+def test_the_build_finds_cmake_beside_an_interpreter_whose_environment_is_not_active(run_cmake, tmp_path, monkeypatch):
+    cmake = tmp_path / "bin" / "cmake"
+    cmake.parent.mkdir()
+    cmake.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/called\n')
+    cmake.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(cmake.with_name("python")))
+    run_cmake("--build", "here")
+    assert (tmp_path / "called").read_text() == "--build here\n"
+
+
+def test_a_missing_cmake_is_named_with_the_command_to_install_it(run_cmake, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit, match="no cmake in PATH; pip install cmake ninja pybind11"):
+        run_cmake("--version")
 
 
 def test_no_second_openmp_runtime_is_linked():
