@@ -54,13 +54,24 @@ def test_another_torch_is_named_with_the_command_to_rebuild(loader, monkeypatch)
         loader.load()
 
 
-def test_an_extension_that_does_not_load_names_both_versions(loader, monkeypatch):
+@pytest.mark.parametrize(
+    ("built", "versions"),
+    [
+        (f"{torch.__version__}.other", r"built for torch .*\.other, but torch .* is running"),
+        (torch.__version__, "for torch"),
+    ],
+    ids=["a patch release", "the same torch"],
+)
+def test_an_extension_that_does_not_load_says_why_and_blames_only_another_torch(loader, monkeypatch, built, versions):
     def undefined_symbol(name):
         raise ImportError("undefined symbol: _ZN3c10")
 
+    monkeypatch.setattr(loader, "_built_for", lambda: built)
     monkeypatch.setattr(loader.importlib, "import_module", undefined_symbol)
-    with pytest.raises(ImportError, match=r"built for torch .* running; rebuild with: .*undefined symbol"):
+    why = rf"^zskd_fast's extension, {versions}.*, does not load: undefined symbol: _ZN3c10; rebuild with: pip"
+    with pytest.raises(ImportError, match=why) as refused:
         loader.load()
+    assert ("is running" in str(refused.value)) == (built != torch.__version__)
 
 
 def test_a_missing_extension_is_named(loader, monkeypatch):

@@ -28,13 +28,15 @@ def load() -> ModuleType:
     built, running = _built_for(), torch.__version__
     if built is None:
         raise ImportError(f"zskd_fast's extension is not built; build it with: {REBUILD}")
-    mismatch = f"zskd_fast was built for torch {built}, but torch {running} is running; rebuild with: {REBUILD}"
+    versions = f"built for torch {built}, but torch {running} is running" if built != running else f"for torch {built}"
     if _release(built) != _release(running):
-        raise ImportError(mismatch)
+        raise ImportError(f"zskd_fast was {versions}; rebuild with: {REBUILD}")
     try:
         return importlib.import_module("zskd_fast._C")
     except ImportError as error:
-        raise ImportError(f"{mismatch} ({error})") from error
+        raise ImportError(
+            f"zskd_fast's extension, {versions}, does not load: {error}; rebuild with: {REBUILD}"
+        ) from error
 
 
 _C = load()
