@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -115,16 +116,34 @@ def test_no_second_openmp_runtime_is_linked():
     assert "gomp" not in needed and "iomp" not in needed
 
 
-def test_the_source_distribution_holds_all_sources_recipes_and_assets(tmp_path):
-    root = PACKAGE.parent
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """The names of the files in a source distribution."""
+    root, folder = PACKAGE.parent, tmp_path_factory.mktemp("sdist")
     if not (root / "setup.py").exists():
         pytest.skip("the package is installed without its source tree")
-    build = f"import setuptools.build_meta as build; build.build_sdist({str(tmp_path)!r})"
+    # Beside the sources there may be the list of files of an earlier build, which is packed as well.
+    options = {"--global-option": ["egg_info", "--egg-base", str(folder)]}
+    build = f"import setuptools.build_meta as build; build.build_sdist({str(folder)!r}, {options!r})"
     done = subprocess.run([sys.executable, "-c", build], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
-        packed = {name.partition("/")[2] for name in archive.getnames()}
+    with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
+        return {name.partition("/")[2] for name in archive.getnames()}
+
+
+def test_the_source_distribution_holds_all_sources_recipes_and_assets(packed):
+    root = PACKAGE.parent
     sources = {str(path.relative_to(root)) for path in (root / "csrc").rglob("*") if path.is_file()}
     assert sources | {"CMakeLists.txt", "setup.py", "pyproject.toml"} <= packed
     assert {f"zskd_fast/recipes/{name}.toml" for name in zskd_fast.recipe_names()} <= packed
     assert {"zskd_fast/assets/lenet5-mnist.safetensors", "zskd_fast/report/template.html"} <= packed
+
+
+def test_the_source_distribution_holds_what_the_readme_links_to(packed):
+    links = re.findall(r"\]\(([^):]+)\)", (PACKAGE.parent / "README.md").read_text("utf-8"))
+    assert links
+    assert {link for link in links if link.rstrip("/") not in packed} == set()
+
+
+def test_type_checkers_are_told_of_the_annotations(packed):
+    assert "zskd_fast/py.typed" in packed and (PACKAGE / "py.typed").exists()
