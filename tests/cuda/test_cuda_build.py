@@ -209,6 +209,12 @@ def test_requesting_cuda_with_nvcc_of_another_major_version_is_an_error(tmp_path
     assert MISMATCH in " ".join(done.stderr.split())
 
 
+def test_another_cuda_home_counts_in_a_build_folder_that_was_used_before(tmp_path):
+    for release in ("11.8", "13.0"):
+        found = fake_toolchain(tmp_path / release, torch_cuda="12.4", nvcc_says=f"tools, release {release}, V{release}")
+        assert f"nvcc is release {release} and torch" in configure(tmp_path / "build", "AUTO", **found).stdout
+
+
 def test_nvcc_without_a_version_gives_the_cpu_backend(tmp_path):
     found = fake_toolchain(tmp_path, torch_cuda="12.4", nvcc_says="no toolkit installed")
     assert "nvcc --version names no release)" in configure(tmp_path / "build", "AUTO", **found).stdout
