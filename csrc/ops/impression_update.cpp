@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <initializer_list>
 
 #include "ops/dispatch.h"
@@ -47,12 +48,13 @@ at::Tensor bound(const char* name, const at::Tensor& tensor, const at::Tensor& x
   return tensor.to(at::kDouble).contiguous();
 }
 
-void check_scalars(double step, double lr, double beta1, double beta2, double eps) {
+void check_scalars(double step, double lr, double beta1, double beta2, double eps, double l1, double l2) {
   ZSKD_CHECK(step >= 1, kOp, ": step is ", step, ", wanted 1 or more (the first update is step 1)");
   ZSKD_CHECK(lr >= 0, kOp, ": lr is ", lr, ", wanted 0 or more");
   ZSKD_CHECK(beta1 >= 0 && beta1 < 1 && beta2 >= 0 && beta2 < 1, kOp, ": betas are (", beta1, ", ", beta2,
              "), wanted two numbers in [0, 1)");
   ZSKD_CHECK(eps >= 0, kOp, ": eps is ", eps, ", wanted 0 or more");
+  ZSKD_CHECK(std::isfinite(l1) && std::isfinite(l2), kOp, ": l1 and l2 are ", l1, " and ", l2, ", wanted two numbers");
 }
 
 // Whether two tensors of one shape have each element at the same distance from their first one. An axis of size 1 may
@@ -102,7 +104,7 @@ void impression_update_(at::Tensor x, const at::Tensor& grad, at::Tensor exp_avg
   p.lr = rate.value_or(0);
   p.device_step = step_number.pointer();
   p.device_lr = rate.pointer();
-  check_scalars(p.step, p.lr, beta1, beta2, eps);
+  check_scalars(p.step, p.lr, beta1, beta2, eps, l1, l2);
   p.beta1 = beta1;
   p.beta2 = beta2;
   p.eps = eps;

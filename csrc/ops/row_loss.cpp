@@ -4,8 +4,6 @@
 #include <ATen/ops/full.h>
 #include <ATen/ops/sum.h>
 
-#include <cmath>
-
 #include "ops/allocate.h"
 
 namespace zskd::ops {
@@ -21,6 +19,9 @@ Reduction parse_reduction(const RowLoss& names, const std::string& reduction) {
   return Reduction::mean;
 }
 
+// Within them the temperature, its inverse and its square are float32 numbers.
+constexpr double kLeastTemperature = 1e-18, kMostTemperature = 1e18;
+
 void check_arguments(const RowLoss& names, const at::Tensor& a, const at::Tensor& b, double temperature) {
   check_matrix(names.op, names.a, a);
   check_same_shape(names.op, names.b, b, a, names.a);
@@ -28,8 +29,8 @@ void check_arguments(const RowLoss& names, const at::Tensor& a, const at::Tensor
   check_backend(names.op, names.a, a);
   dtype_of(names.op, names.a, a);
   dtype_of(names.op, names.b, b);
-  ZSKD_CHECK(std::isfinite(temperature) && temperature > 0, names.op, ": temperature is ", temperature,
-             ", wanted a positive number");
+  ZSKD_CHECK(temperature >= kLeastTemperature && temperature <= kMostTemperature, names.op, ": temperature is ",
+             temperature, ", wanted a number from 1e-18 to 1e18");
 }
 
 void check_grad_out(const RowLoss& names, const at::Tensor& grad, const at::Tensor& a, const at::Tensor& b) {

@@ -187,7 +187,8 @@ S, T = student_and_teacher(4, 3)
     ("arguments", "reduction", "error", "message"),
     [
         ((S, T[:, :2], 1.0), "sum", ValueError, r"teacher_logits has shape \[4, 2\], wanted \[4, 3\]"),
-        ((S, T, -1.0), "sum", ValueError, "distillation_loss: temperature is -1, wanted a positive number"),
+        ((S, T, 1e20), "sum", ValueError, r"temperature is 1e\+20, wanted a number from 1e-18 to 1e18"),
+        ((S, T, -1.0), "sum", ValueError, "distillation_loss: temperature is -1, wanted a number from 1e-18 to 1e18"),
         ((S, T, 1.0), "mean", ValueError, "reduction is 'mean', wanted none, sum or batchmean"),
         ((S, T.int(), 1.0), "sum", TypeError, "teacher_logits is Int, wanted float32"),
         ((S, T.clone().requires_grad_(), 1.0), "sum", ValueError, r"pass teacher_logits.detach\(\)"),

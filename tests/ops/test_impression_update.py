@@ -204,6 +204,8 @@ def test_opcheck_and_compile():
         ),
         ({"step": 0}, ValueError, "step is 0, wanted 1 or more"),
         ({"lr": -1.0}, ValueError, "lr is -1, wanted 0 or more"),
+        ({"l2": math.nan}, ValueError, "l1 and l2 are 0 and nan, wanted two numbers"),
+        ({"l1": math.inf}, ValueError, "l1 and l2 are inf and 0, wanted two numbers"),
         ({"betas": (1.0, 0.9)}, ValueError, r"betas are \(1, 0.9\), wanted two numbers in \[0, 1\)"),
         ({"eps": -1e-8}, ValueError, "eps is -1e-08"),
         (

@@ -63,7 +63,7 @@ def test_torch_func_trains_through_the_leading_axes():
     ("call", "error", "message"),
     [
         (lambda z: ops.soft_cross_entropy(z, z[:1], 1.0), ValueError, r"target has shape \[1, 5\], wanted \[4, 5\]"),
-        (lambda z: ops.soft_cross_entropy(z, z, 0.0), ValueError, "temperature is 0.0, wanted a positive number"),
+        (lambda z: ops.soft_cross_entropy(z, z, 0.0), ValueError, "temperature is 0.0, wanted a number"),
         (lambda z: ops.soft_cross_entropy(z, z, 1.0, reduction="?"), ValueError, "reduction is '?'"),
         (lambda z: ops.distillation_loss(z, z.int(), 1.0), TypeError, "teacher_logits is torch.int32, wanted float32"),
     ],

@@ -6,7 +6,6 @@ upstream gradient. Gradients of the mean, or of classes with a small probability
 without the factor 1/N would still lose the small probabilities. The price is 2 more bytes written and read per element.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -75,8 +74,8 @@ def plain_loss(
     for name, tensor in (logits, other):
         if tensor.dtype not in _DTYPES:
             raise TypeError(f"{op}: {name} is {tensor.dtype}, wanted float32, float64, float16 or bfloat16")
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"{op}: temperature is {temperature}, wanted a positive number")
+    if not 1e-18 <= temperature <= 1e18:  # as in csrc/ops/row_loss.cpp
+        raise ValueError(f"{op}: temperature is {temperature}, wanted a number from 1e-18 to 1e18")
     dtype = torch.float64 if logits[1].dtype == torch.float64 else torch.float32
     return reference(logits[1].to(dtype), other[1].to(dtype), temperature, reduction=reduction)
 

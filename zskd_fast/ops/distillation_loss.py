@@ -59,7 +59,7 @@ def distillation_loss(
         student_logits: [..., K], a row for each index of the leading axes; float16, bfloat16, float32 or float64, any
             strides.
         teacher_logits: [..., K] on the same device, float16, bfloat16, float32 or float64; must not require grad.
-        temperature: tau > 0, applied to both logits.
+        temperature: tau, from 1e-18 to 1e18, applied to both logits.
         reduction: "batchmean" (the sum over all rows, divided by the size of the first axis as in
             `torch.nn.KLDivLoss`: for [N, K] the mean over rows; NaN for N = 0), "sum" or "none" (summed over classes).
 

@@ -69,7 +69,7 @@ def impression_update_(
         lo, hi: bounds of a valid input; a number, or [C] for dimension 1 of x. NaN in x stays NaN.
 
     Raises:
-        ValueError: Wrong shape, step, lr, betas or eps.
+        ValueError: Wrong shape, step, lr, betas, eps, l1 or l2.
         TypeError: Wrong dtype or device.
         RuntimeError: torch.func maps over an argument or differentiates with respect to it.
     """

@@ -65,7 +65,7 @@ def soft_cross_entropy(logits: Tensor, target: Tensor, temperature: float, *, re
         logits: [..., K], a row for each index of the leading axes; float16, bfloat16, float32 or float64, any strides.
             16-bit floats are converted to float32.
         target: [..., K] on the same device, float16, bfloat16, float32 or float64; must not require grad.
-        temperature: tau > 0.
+        temperature: tau, from 1e-18 to 1e18.
         reduction: "mean" over all rows (NaN if there are none), "sum" or "none".
 
     Returns:
