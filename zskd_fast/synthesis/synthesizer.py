@@ -139,7 +139,7 @@ class Synthesizer:
     @torch.inference_mode(False)
     @repeatable()
     def run(self, ids: torch.Tensor | Sequence[int], *, progress: Callable[[int], object] | None = None) -> Impressions:
-        """Make the impressions with these ids (integers from 0 up), on the teacher's device.
+        """Make the impressions with these ids (integers from 0 up), in their order, on the teacher's device.
 
         x is float32, rounded to the recipe's ``store_dtype`` before it is labeled, so that a store returns the same
         values. The teacher is in eval mode with frozen parameters in the meantime, and restored afterwards.
@@ -159,7 +159,7 @@ class Synthesizer:
             kept: _Kept = {}
             run_in_threads(lambda part: self._make(part, report, stop, kept), batches, workers, stop)
         _refuse_non_finite(result)
-        return result if len(result) == len(ids) else result[torch.searchsorted(result.id, ids)]
+        return result if torch.equal(result.id, ids) else result[torch.searchsorted(result.id, ids)]
 
     def shortened(self, steps: int) -> "Synthesizer":
         """Return the same synthesizer with another number of steps, and a timer of its own."""
