@@ -116,6 +116,77 @@ class Scaled(nn.Module):
         return self.layers(x) * self.scale
 
 
+class OneLogit(nn.Module):
+    """Multiplies its only logit, [N], by a parameter."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.layers, self.scale = nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.Linear(width, 1)), Scale()
+
+    def forward(self, x):
+        return self.scale(self.layers(x).squeeze(1))
+
+
+class Scale(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return self.factor * x
+
+
+class OverFrequencies(nn.Module):
+    """Scales complex numbers by a layer of its own."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.first, self.scale, self.last = nn.Linear(6, width), Scale(), nn.Linear(width, 4)
+
+    def forward(self, x):
+        return self.last(torch.fft.irfft(self.scale(torch.fft.rfft(self.first(x)))))
+
+
+class OverWords(nn.Module):
+    """Looks up its input, rounded to integers by a layer with a parameter."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.round = Round()
+        self.words, self.last = nn.Embedding(8, width), nn.Linear(width, 4)
+
+    def forward(self, x):
+        return self.last(self.words(self.round(x)).mean(1))
+
+
+class Round(Scale):
+    def forward(self, x):
+        return (8 * super().forward(x)).long().clamp(0, 7)
+
+
+class OnlyForward(torch.autograd.Function):
+    """A step that cannot be differentiated, as cuDNN's recurrent layers cannot in eval mode."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise RuntimeError("no backward pass")
+
+
+class Recurrent(nn.Module):
+    """Starts with a layer that returns several tensors, behind which nothing can be differentiated."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.first, self.last = nn.GRU(6, width), nn.Linear(width, 4)
+
+    def forward(self, x):
+        return self.last(OnlyForward.apply(self.first(x)[0]))
+
+
 def _pruned(teacher, student, spec=VECTOR):
     return pruned_start(Classifier(teacher, spec), Classifier(student, spec, role="student"))
 
@@ -169,12 +240,16 @@ def test_a_teacher_with_fewer_channels_is_found_whatever_lies_between_its_layers
             COLOR,
         ),
         (ChannelsLast(8), ChannelsLast(4), COLOR),
+        (OneLogit(8), OneLogit(4), VECTOR),
+        (OverFrequencies(8), OverFrequencies(4), VECTOR),
+        (OverWords(8), OverWords(4), VECTOR),
+        (Recurrent(8), Recurrent(4), VECTOR),
     ],
     ids=[
         *("equal widths", "a wider layer", "fewer layers", "other kinds", "circular padding"),
         *("a layer called twice", "a parameter beside the layers", "no modules"),
         *("tied weights", "a layer of another kind", "weights made of others", "sequences", "maps of another size"),
-        "channels last",
+        *("channels last", "one logit", "complex numbers", "integers", "a layer without a backward pass"),
     ],
 )
 def test_any_other_student_keeps_its_own_weights(teacher, student, spec):

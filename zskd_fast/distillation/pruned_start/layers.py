@@ -77,11 +77,12 @@ def calls(classifier: Classifier) -> list[Call]:
     sources: list[frozenset[int]] = []
 
     def enter(layer: nn.Module, given: tuple[Any, ...]) -> None:
-        sources.append(_sources(given[0], outputs) if len(given) == 1 else frozenset())
+        if all(sources):  # once it is not understood nothing is differentiated: some layers allow it in train mode only
+            sources.append(_sources(given[0], outputs) if len(given) == 1 else frozenset())
 
     def leave(layer: nn.Module, given: tuple[Any, ...], answer: Any) -> Any:
-        if not isinstance(answer, torch.Tensor):
-            sources[-1] = frozenset()
+        if not (all(sources) and _has_channels(answer)):
+            sources.append(frozenset())
             return answer
         found.append(Call(layer, answer.shape[1:], sources[-1]))
         outputs.append(answer.detach().sigmoid().requires_grad_())  # positive: behind a ReLU, too, there are gradients
@@ -93,15 +94,20 @@ def calls(classifier: Classifier) -> list[Call]:
             undo.callback(layer.register_forward_pre_hook(enter).remove)
             undo.callback(layer.register_forward_hook(leave).remove)
         outputs.append(classifier.probe_input().clone().requires_grad_())
-        ends = _used(classifier.logits(outputs[0]), outputs)
-    is_understood = all(sources) and ends == {len(found) - 1}
+        logits = classifier.logits(outputs[0])
+        is_understood = all(sources) and _used(logits, outputs) == {len(found) - 1}
     is_called_once = sorted(id(call.layer) for call in found) == sorted(map(id, own))
     return found if is_understood and is_called_once else []
 
 
+def _has_channels(value: Any) -> bool:
+    """Whether a value is a tensor [N, channels, ...] of real numbers."""
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.ndim > 1
+
+
 def _used(value: Any, outputs: list[torch.Tensor]) -> frozenset[int]:
     """Return which outputs take part in the value; the first is the model's input."""
-    if not isinstance(value, torch.Tensor) or not value.requires_grad:
+    if not _has_channels(value) or not value.requires_grad:
         return frozenset()
     gradients = torch.autograd.grad(value.sum(), outputs, retain_graph=True, allow_unused=True)
     return frozenset(index for index, gradient in enumerate(gradients, start=INPUT) if gradient is not None)
