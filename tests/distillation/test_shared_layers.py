@@ -1,6 +1,7 @@
 """The last layers of the teacher that a student takes over, and the features before them."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -41,6 +42,22 @@ class Pooling(nn.Module):
     def forward(self, x):
         x = F.relu(self.conv(x))
         return self.fc(F.avg_pool2d(x, x.shape[3]).view(len(x), -1))
+
+
+class Cosine(nn.Linear):
+    """Computes something else than its weight says."""
+
+    def forward(self, x):
+        return F.linear(F.normalize(x), F.normalize(self.weight), self.bias)
+
+
+def _ending_in(last):
+    return nn.Sequential(nn.Linear(6, last.in_features), nn.ReLU(), last)
+
+
+def _weight_normed(layer):
+    with warnings.catch_warnings(action="ignore"):
+        return nn.utils.weight_norm(layer)
 
 
 def _shared(teacher, student, spec=VECTOR):
@@ -93,6 +110,41 @@ def test_a_student_with_fewer_features_keeps_its_architecture_and_the_answers_th
 def test_the_projection_is_multiplied_into_a_student_without_a_bias_only_if_the_teacher_has_none():
     assert _shared(_mlp(bias=True), _mlp(second=5, bias=False)) is None
     assert _shared(_mlp(bias=False), _mlp(second=5, bias=False)) is not None
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student"),
+    [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32), (torch.float64, torch.float32)],
+    ids=str,
+)
+@pytest.mark.parametrize("second", [8, 5], ids=["copied", "projected"])
+def test_teacher_and_student_may_have_weights_of_different_types(teacher, student, second):
+    teacher, student, answers, x = _mlp().to(teacher), _mlp(12, second, seed=1).to(student), [], vectors(64)
+    x = x.to(student[0].weight.dtype)
+    _fit(teacher, student, x, fit={"evaluate": lambda model: answers.append(model(x)) or 0.0}, steps=5)
+    torch.testing.assert_close(student.eval()(x), answers[-1], rtol=2e-2, atol=2e-2)
+    assert _shared(teacher, student) is not None
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student"),
+    [
+        (_ending_in(Cosine(8, 4)), _mlp(second=5)),
+        (_mlp(), _ending_in(Cosine(5, 4))),
+        (_mlp(), _ending_in(_weight_normed(nn.Linear(5, 4)))),
+        (_mlp(), nn.Linear(6, 4)),
+    ],
+    ids=["teacher's layer of another kind", "student's", "a weight made of others", "no place for a projection"],
+)
+def test_nothing_is_projected_where_the_students_layer_cannot_hold_the_product(teacher, student):
+    assert _shared(teacher, student) is None
+
+
+def test_a_projection_is_multiplied_with_what_the_teacher_makes_its_weight_of():
+    teacher, student, x = _ending_in(_weight_normed(nn.Linear(8, 4))), _mlp(second=5), vectors(8)
+    with _shared(teacher, student).taken_over(0):
+        answer = student.eval()(x)
+    torch.testing.assert_close(student(x), answer)
 
 
 @pytest.mark.parametrize(

@@ -83,8 +83,7 @@ class SharedLayers:
                 break
             layers += 1
         if layers == 0:
-            own, source = mine.layers[-1].module, theirs.layers[-1].module
-            fits = own.bias is not None or source.bias is None  # it has to hold the product
+            fits = _can_hold_product(mine.layers[-1], theirs.layers[-1])
             return cls(theirs, mine, student.model, layers=0) if fits else None
         while layers and not (_is_linear(theirs.layers[-layers]) and _can_learn(student.model, mine.layers[-layers:])):
             layers -= 1
@@ -161,7 +160,7 @@ class SharedLayers:
     def _project(self, undo: contextlib.ExitStack, seed: int) -> nn.Module:
         """Put a projection and a copy of the teacher's layer in the place of the student's layer; return the copy."""
         own = cast(nn.Linear, self._student.get_submodule(self._names[0]))
-        last = cast(nn.Linear, copy.deepcopy(self._teacher[0]).eval().requires_grad_(False))
+        last = cast(nn.Linear, copy.deepcopy(self._teacher[0]).to(own.weight.dtype).eval().requires_grad_(False))
         projection = nn.Linear(own.in_features, last.in_features, device=own.weight.device, dtype=own.weight.dtype)
         start = torch.randn(projection.weight.shape, generator=torch.Generator().manual_seed(seed))
         with torch.no_grad():
@@ -242,7 +241,7 @@ def _chain(calls: list[_Call], logits: torch.Tensor) -> list[_Call]:
     layers: list[_Call] = []
     for call in reversed(calls):
         if not layers:
-            if isinstance(call.module, nn.Linear) and torch.equal(call.output, logits):
+            if isinstance(call.module, nn.Linear) and torch.equal(call.output.to(logits.dtype), logits):
                 layers.append(call)
         elif call.output is layers[0].input:
             if call.input.ndim != 2 or not isinstance(call.module, _TAKEN):
@@ -266,6 +265,19 @@ def _have_one_size(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
 
 def _is_linear(call: _Call) -> bool:
     return isinstance(call.module, nn.Linear)
+
+
+def _can_hold_product(own: _Call, teacher: _Call) -> bool:
+    """Whether the product of a projection and the teacher's last layer can be put into the student's own last layer.
+
+    Both have to compute what `nn.Linear` does, and the student's weight has to be a parameter, not made of others. A
+    student that is nothing but that layer has no place for a projection.
+    """
+    if not all(type(call.module).forward is nn.Linear.forward for call in (own, teacher)):
+        return False
+    has_room = own.module.bias is not None or teacher.module.bias is None
+    parameters = {name for name, _ in own.module.named_parameters()}
+    return own.name != "" and has_room and "weight" in parameters and parameters <= {"weight", "bias"}
 
 
 def _can_learn(student: nn.Module, taken: list[_Call]) -> bool:
