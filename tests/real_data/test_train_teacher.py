@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from zskd_fast.config.input_spec import InputSpec
 from zskd_fast.config.teacher_recipe import TeacherRecipe
@@ -39,13 +40,30 @@ def test_the_teacher_learns_and_each_epoch_is_reported(images):
     assert not trained.model.training
 
 
-def test_same_seed_same_bits_and_the_global_random_state_is_untouched(images):
-    before = torch.get_rng_state()
-    runs = [train_teacher(LeNet5Half, images, RECIPE, seed=seed, progress=False) for seed in (3, 3, 4)]
-    assert torch.equal(before, torch.get_rng_state())
+class Dropping(LeNet5Half):
+    """A LeNet-5-Half with dropout in front of its classifier."""
+
+    def forward(self, x):
+        return self.classifier(nn.functional.dropout(self.features(x), 0.2, self.training))
+
+
+@pytest.mark.parametrize("build", [LeNet5Half, Dropping])
+def test_same_seed_same_bits_and_the_global_random_state_is_untouched(images, build):
+    runs = []
+    for seed in (3, 3, 4):
+        torch.rand(1)
+        before = torch.get_rng_state()
+        runs.append(train_teacher(build, images, RECIPE, seed=seed, progress=False))
+        assert torch.equal(before, torch.get_rng_state())
     first, second, other = (torch.cat([p.flatten() for p in run.model.parameters()]) for run in runs)
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 2**64])
+def test_a_seed_out_of_range_is_refused(images, seed):
+    with pytest.raises(InputError, match="the seed must be an integer from 0"):
+        train_teacher(LeNet5Half, images, RECIPE, seed=seed, progress=False)
 
 
 @pytest.mark.parametrize(("probability", "fewest", "most"), [(0.0, 0, 0), (0.5, 20, 44), (1.0, 64, 64)])

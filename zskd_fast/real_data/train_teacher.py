@@ -22,6 +22,7 @@ from zskd_fast.models.fast_copy import in_fast_layout
 from zskd_fast.real_data.evaluation import accuracy
 from zskd_fast.real_data.image_sets import LabelledImages, to_input
 from zskd_fast.runtime.progress import progress_bar
+from zskd_fast.runtime.seeds import check_seed
 
 _Examples = tuple[torch.Tensor, torch.Tensor]
 
@@ -48,20 +49,23 @@ def train_teacher(
     """Train `build()` on real images with cross-entropy.
 
     The model sees `to_input(images)`: raw values in [0, 1], not normalized. The same seed, torch version and number
-    of threads give the same bits; the global random state does not change. Raises InputError if too few images are
-    left to train on, if the model does not fit them, or if the loss becomes NaN or infinite.
+    of threads give the same bits; the global random state does not change. Raises InputError if the seed is out of
+    range, if too few images are left to train on, if the model does not fit them, or if the loss becomes NaN or
+    infinite.
     """
+    check_seed(seed)
+    device = torch.device(device)
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
     examples, held_out = _split(images, recipe.held_out, generator)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)  # of the weights, and of dropout
         model = build().to(device)
-    classifier = _checked_classifier(model, examples)
-    validate = partial(accuracy, classifier, *held_out) if recipe.held_out else None
-    trained = TrainedTeacher(model)
-    with in_fast_layout(classifier):
-        _fit(trained, examples, validate, recipe, generator, progress)
+        classifier = _checked_classifier(model, examples)
+        validate = partial(accuracy, classifier, *held_out) if recipe.held_out else None
+        trained = TrainedTeacher(model)
+        with in_fast_layout(classifier):
+            _fit(trained, examples, validate, recipe, generator, progress)
     model.eval()
     trained.seconds = time.perf_counter() - started
     return trained
