@@ -35,6 +35,31 @@ def test_the_running_statistics_are_those_of_the_impressions():
     assert student.model[1].momentum == 0.1
 
 
+def test_small_batches_and_a_last_row_by_itself_are_no_obstacle():
+    """Batches of 1 become pairs; of 5 impressions the last one is left out."""
+    student = Classifier(_model(), VECTOR, role="student")
+    student.model.train()
+    calibrate(student, vectors(5), 1)
+    pairs = student.model[0](vectors(5)[:4]).unflatten(0, (2, 2))
+    torch.testing.assert_close(student.model[1].running_mean, pairs.mean((0, 1)))
+    torch.testing.assert_close(student.model[1].running_var, pairs.var(1).mean(0))
+
+
+def test_the_momentum_comes_back_after_an_error():
+    student = Classifier(_model(), VECTOR, role="student")
+    student.model.train()
+    with pytest.raises(RuntimeError):
+        calibrate(student, vectors(32)[:, :5], 32)
+    assert student.model[1].momentum == 0.1
+    assert all(module.training for module in student.model.modules())
+
+
+def test_a_single_impression_calibrates_nothing():
+    student = _model(1)
+    Distiller(_model(), student, VECTOR, distillation_recipe(calibrate_student=True), seed=1).fit(vectors(1))
+    assert student[1].num_batches_tracked == 20
+
+
 def test_layers_in_eval_mode_keep_their_statistics():
     student = Classifier(_model(), VECTOR, role="student")
     student.model.train()

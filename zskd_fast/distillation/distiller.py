@@ -291,7 +291,7 @@ class Distiller:
         else:
             x = impressions.detach().to(self.device, torch.float32)
         self._check_rows(x, teacher_logits)
-        return _Data(x, teacher_logits, calibrates=self._can_calibrate and _may_calibrate(impressions))
+        return _Data(x, teacher_logits, calibrates=self._can_calibrate and len(x) > 1 and _may_calibrate(impressions))
 
     def _check_rows(self, x: Rows, teacher_logits: Rows | None) -> None:
         if len(x.shape) == 0 or tuple(x.shape[1:]) != self.input_spec.shape or len(x) == 0:
