@@ -9,6 +9,7 @@ from zskd_fast.config.input_spec import InputSpec
 from zskd_fast.distillation.pruned_start import pruned_start
 from zskd_fast.models import ResNet8, ResNet20
 from zskd_fast.models.classifier import Classifier
+from zskd_fast.synthesis.batch_norm import batch_norms
 
 
 def _pruned(teacher, student):
@@ -16,10 +17,11 @@ def _pruned(teacher, student):
 
 
 class Blocks(nn.Module):
-    """Residual blocks with batch normalization, and a parameter of the model itself."""
+    """Residual blocks with batch normalization, the last one called ``times``, and a parameter of the model itself."""
 
-    def __init__(self, blocks, *, width=6, scales=6, seed=0):
+    def __init__(self, blocks, *, width=6, scales=6, times=1, seed=0):
         super().__init__()
+        self.times = times
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.scale = nn.Parameter(torch.randn(scales))
@@ -30,16 +32,9 @@ class Blocks(nn.Module):
             self.last = nn.Linear(6, 4)
 
     def forward(self, x):
-        for block in self.blocks:
+        for block in [*self.blocks, *[self.blocks[-1]] * (self.times - 1)]:
             x = x + block(x)
         return self.last(x * self.scale)
-
-
-class LastBlockTwice(Blocks):
-    """Calls one block twice."""
-
-    def forward(self, x):
-        return super().forward(x + self.blocks[-1](x))
 
 
 def test_a_student_with_some_of_its_teachers_layers_gets_copies_of_them():
@@ -52,6 +47,29 @@ def test_a_student_with_some_of_its_teachers_layers_gets_copies_of_them():
     assert torch.equal(student.scale, teacher.scale) and torch.equal(student.last.weight, last)
     for mine, source in zip(student.blocks, teacher.blocks, strict=False):
         assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), source.parameters(), strict=True))
+
+
+def test_batch_normalization_gets_the_statistics_only_in_eval_mode_where_it_learns_none():
+    teacher, student = Blocks(3), Blocks(2, seed=1)
+    for layer in batch_norms(teacher):
+        layer.running_mean.normal_()
+        layer.running_var.uniform_(0.1, 2)
+    start = _pruned(teacher, student)
+    kept, learning = (block[1] for block in student.train().blocks)
+    kept.eval()
+    models = Classifier(teacher, VECTOR), Classifier(student, VECTOR, role="student")
+    start.set_weights(*models, lambda: [], on_batch=True)
+    assert torch.equal(kept.running_mean, teacher.blocks[0][1].running_mean)
+    assert torch.equal(kept.running_var, teacher.blocks[0][1].running_var)
+    assert not learning.running_mean.any()
+
+
+def test_a_layer_that_both_models_call_several_times_gets_a_copy():
+    teacher, student = Blocks(1, times=3), Blocks(1, times=2, seed=1)
+    start = _pruned(teacher, student)
+    assert start.description == "the student's 5 layers are copies of 5 of the teacher's 5"
+    start.set_weights(Classifier(teacher, VECTOR), Classifier(student, VECTOR, role="student"), lambda: [])
+    assert torch.equal(student.blocks[0][0].weight, teacher.blocks[0][0].weight)
 
 
 def test_a_residual_network_gets_the_first_block_of_each_stage():
@@ -73,7 +91,8 @@ def test_a_residual_network_gets_the_first_block_of_each_stage():
         (Blocks(2), Blocks(3)),
         (Blocks(3), Blocks(2, width=5)),
         (Blocks(3), Blocks(2, scales=1)),
-        (Blocks(3), LastBlockTwice(3)),
+        (Blocks(3), Blocks(3, times=2)),
+        (Blocks(4), Blocks(2, times=2)),
         (torch.jit.script(vector_classifier()), nn.Linear(6, 4)),
     ],
     ids=[
@@ -82,6 +101,7 @@ def test_a_residual_network_gets_the_first_block_of_each_stage():
         "other shapes",
         "another shape of a parameter",
         "a layer called twice",
+        "a layer that would be two of its teacher's",
         "no modules",
     ],
 )

@@ -344,6 +344,15 @@ def test_a_layer_with_a_frozen_parameter_keeps_all_of_its_own(index, name):
         assert all(torch.equal(parameters[key], state[key]) for key in parameters)
 
 
+def test_normalization_that_stays_in_eval_mode_gets_the_statistics_of_the_channels_kept():
+    teacher, student = _without(_conv_net(), [[1, 4]]), _conv_net(4, 5, seed=1)
+    teacher[1].running_mean.copy_(torch.arange(6.0))
+    student[1].eval().train = lambda mode=True: student[1]
+    started(teacher, student, _colors(), COLOR)
+    assert student[1].running_mean.tolist() == [0, 2, 3, 5]
+    assert torch.equal(student[1].weight, teacher[1].weight[[0, 2, 3, 5]])
+
+
 def test_frozen_layers_and_the_teacher_stay_as_they_are():
     teacher, student = _mlp(), _mlp(8, 3, seed=1)
     student[0].requires_grad_(False)

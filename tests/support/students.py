@@ -37,13 +37,13 @@ def distilled(
     return student, distiller.fit(impressions, **{"progress": False} | (fit or {}))
 
 
-def started(teacher, student, x, spec=VECTOR, projection=None) -> nn.Module:
+def started(teacher, student, x, spec=VECTOR) -> nn.Module:
     """Return the student with its first weights from the teacher, in train mode."""
     theirs, mine = Classifier(teacher, spec), Classifier(student, spec, role="student")
     start = pruned_start(theirs, mine)
-    with labeling(teacher):
+    with frozen(teacher):
         student.train()
-        start.set_weights(theirs, mine, lambda: x.split(64), projection)
+        start.set_weights(theirs, mine, lambda: x.split(64), on_batch=True)
     return student
 
 

@@ -47,7 +47,7 @@ from zskd_fast.runtime.timing import PhaseTimer
 from zskd_fast.store.impressions import Impressions
 from zskd_fast.store.mapped_rows import MappedRows
 from zskd_fast.store.store import Store
-from zskd_fast.synthesis.batch_norm import batch_norms, on_batch_statistics
+from zskd_fast.synthesis.batch_norm import batch_norms
 from zskd_fast.synthesis.start_noise import check_noise
 
 # Steps between two checks of the losses; between checks the host never waits for the device.
@@ -234,9 +234,8 @@ class Distiller:
 
         projection = self.shared.projection if self.shared else None
         seed_torch(self.device, f"{self.seed}:start")  # for a student with dropout
-        on_batch = on_batch_statistics(self._teacher.model) if self._labels_on_batch else contextlib.nullcontext()
-        with self.timer("pruned start"), on_batch:
-            pruned.set_weights(self._teacher, self._student, inputs, projection)
+        with self.timer("pruned start"):
+            pruned.set_weights(self._teacher, self._student, inputs, projection, on_batch=self._labels_on_batch)
 
     def _training_step(self, batches: Batches, data: _Data, world: World) -> TrainingStep:
         return TrainingStep(

@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from zskd_fast.distillation.pruned_start.layers import Inputs, calls, is_frozen
+from zskd_fast.distillation.pruned_start.layers import Inputs, calls, copy_weights, is_frozen
 from zskd_fast.distillation.pruned_start.least_squares import Moments, kept_channels
 from zskd_fast.distillation.pruned_start.pairs import Pair, matrix, pairs_of, width
 from zskd_fast.models.classifier import Classifier
 from zskd_fast.runtime.precision import full_float32
+from zskd_fast.synthesis.batch_norm import on_batch_statistics
 
 _POSITIONS = 8  # in the map of a convolution, per input
 # Rows for each input of a unit of the student; the choice of channels needs half as many for those of the teacher.
@@ -51,11 +52,18 @@ class FewerChannels:
 
     @torch.no_grad()
     def set_weights(
-        self, teacher: Classifier, student: Classifier, inputs: Inputs, projection: nn.Module | None = None
+        self,
+        teacher: Classifier,
+        student: Classifier,
+        inputs: Inputs,
+        projection: nn.Module | None = None,
+        *,
+        on_batch: bool = False,
     ) -> None:
         """Set the weights; see `PrunedStart`."""
         with full_float32():
-            kept, targets = self._of_teacher(teacher, inputs, wants_features=projection is not None)
+            with on_batch_statistics(teacher.model) if on_batch else contextlib.nullcontext():
+                kept, targets = self._of_teacher(teacher, inputs, wants_features=projection is not None)
             left_alone: set[int] = set()
             for index, pair in enumerate(self._pairs):
                 channels = kept.get(pair.writes, slice(None))
@@ -63,8 +71,7 @@ class FewerChannels:
                 if is_frozen(layer) or (pair.is_normalization and pair.sources & left_alone):
                     left_alone.add(index)
                 elif pair.is_normalization:
-                    for name, parameter in layer.named_parameters():
-                        parameter.copy_(pair.teacher.get_parameter(name)[channels])
+                    copy_weights(pair.teacher, layer, channels)
                 else:
                     _fit(layer, student, inputs, targets[index][:, channels], seed=self._fitted.index(index))
 

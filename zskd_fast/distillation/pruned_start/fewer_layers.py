@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from zskd_fast.distillation.pruned_start.layers import Inputs, called_layers, is_frozen, is_same, own_layers
+from zskd_fast.distillation.pruned_start.layers import Inputs, called_layers, copy_weights, is_same, own_layers
 from zskd_fast.models.classifier import Classifier
 
 
@@ -13,13 +13,15 @@ class FewerLayers:
     """Copies the layers of a teacher to a student that has some of them, as residual networks of one family do.
 
     The student's layers with weights are, with their options and shapes, some of its teacher's in the order in which
-    the models call them. Where several of the teacher's would do, as in the blocks of a stage, it is the first.
+    the models call them. Where several of the teacher's would do, as in the blocks of a stage, it is the first. A layer
+    that is called several times has to be the same one of the teacher's each time.
     """
 
-    def __init__(self, pairs: list[tuple[nn.Module, nn.Module]], layers: int):
-        """``layers`` is the number of the teacher's."""
-        self._pairs = pairs
-        self.description = f"the student's {len(pairs)} layers are copies of {len(pairs)} of the teacher's {layers}"
+    def __init__(self, sources: dict[nn.Module, nn.Module], layers: int):
+        """``sources`` are the teacher's layers by those of the student; the teacher has so many ``layers``."""
+        self._sources = sources
+        count = len(sources)
+        self.description = f"the student's {count} layers are copies of {count} of the teacher's {layers}"
         """For a summary."""
         self.num_inputs = 0
 
@@ -27,15 +29,14 @@ class FewerLayers:
     def of(cls, teacher: Classifier, student: Classifier) -> FewerLayers | None:
         """Return what sets the weights; None if the student is not its teacher with fewer layers."""
         theirs, mine = called_layers(teacher), called_layers(student)
-        if not 0 < len(mine) < len(theirs) or len(mine) < len(own_layers(student.model)):
+        if not len(mine) < len(theirs) or set(mine) != set(own_layers(student.model)):
             return None
-        rest, pairs = iter(theirs), []
+        rest, sources = iter(theirs), dict[nn.Module, nn.Module]()
         for layer in mine:
             source = next((source for source in rest if is_same(source, layer)), None)
-            if source is None:
+            if source is None or sources.setdefault(layer, source) is not source:
                 return None
-            pairs.append((source, layer))
-        return cls(pairs, len(theirs))
+        return cls(sources, len(set(theirs))) if sources else None
 
     @torch.no_grad()
     def set_weights(
@@ -44,10 +45,9 @@ class FewerLayers:
         student: Classifier,
         inputs: Inputs,
         projection: nn.Module | None = None,
+        *,
+        on_batch: bool = False,
     ) -> None:
         """Copy the weights; see `PrunedStart`."""
-        for source, layer in self._pairs:
-            if not is_frozen(layer):
-                own = dict(source.named_parameters(recurse=False))
-                for name, parameter in layer.named_parameters(recurse=False):
-                    parameter.copy_(own[name])
+        for layer, source in self._sources.items():
+            copy_weights(source, layer)

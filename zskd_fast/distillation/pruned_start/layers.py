@@ -1,4 +1,4 @@
-"""The layers of a model that have parameters, and how they are connected."""
+"""The layers of a model that have parameters: how they are connected, and copies of them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import nn
 from zskd_fast.models.classifier import Classifier, frozen
 from zskd_fast.runtime.precision import full_float32
 
+Norm = nn.modules.batchnorm._BatchNorm
 Inputs = Callable[[], Iterable[torch.Tensor]]
 """Gives the same batches x[n, *shape] at each call."""
 
@@ -54,6 +55,21 @@ def is_same(teacher: nn.Module, student: nn.Module) -> bool:
         for layer in (teacher, student)
     ]
     return type(teacher) is type(student) and teacher.extra_repr() == student.extra_repr() and shapes[0] == shapes[1]
+
+
+def copy_weights(source: nn.Module, layer: nn.Module, channels: torch.Tensor | slice | None = None) -> None:
+    """Copy the parameters of a layer's own, or some channels of them; a layer with a frozen parameter keeps all.
+
+    Batch normalization in eval mode gets the running statistics, too, since it will not learn any.
+    """
+    if is_frozen(layer):
+        return
+    names = [name for name, _ in layer.named_parameters(recurse=False)]
+    if isinstance(layer, Norm) and layer.running_mean is not None and not layer.training:
+        names += ["running_mean", "running_var"]
+    for name in names:
+        tensor = getattr(source, name)
+        getattr(layer, name).copy_(tensor if channels is None else tensor[channels])
 
 
 def called_layers(classifier: Classifier) -> list[nn.Module]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from zskd_fast.distillation.pruned_start.layers import INPUT, Call
+from zskd_fast.distillation.pruned_start.layers import INPUT, Call, Norm
 
 _SAME = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 # Inputs of a unit; the matrix of all products of 4,608 takes 170 MB, and one is held for each layer behind a pruned
@@ -33,7 +33,7 @@ class Pair:
 
     @property
     def is_normalization(self) -> bool:
-        return isinstance(self.teacher, nn.modules.batchnorm._BatchNorm)
+        return isinstance(self.teacher, Norm)
 
     @property
     def is_narrower(self) -> bool:
@@ -42,7 +42,7 @@ class Pair:
 
 def width(layer: nn.Module) -> int:
     """Return the number of channels that a layer gives."""
-    return layer.num_features if isinstance(layer, nn.modules.batchnorm._BatchNorm) else len(matrix(layer))
+    return layer.num_features if isinstance(layer, Norm) else len(matrix(layer))
 
 
 def matrix(layer: nn.Module) -> torch.Tensor:
@@ -72,7 +72,7 @@ def _channel_numbers(calls: list[Call]) -> list[int]:
     numbers = [*range(len(calls)), INPUT]
     for index, call in enumerate(calls):
         shared = {numbers[source] for source in call.sources}
-        if isinstance(call.layer, nn.modules.batchnorm._BatchNorm):
+        if isinstance(call.layer, Norm):
             shared.add(index)
         numbers = [min(shared) if number in shared else number for number in numbers]
     return numbers
@@ -100,7 +100,7 @@ def _is_same_but_for_width(teacher: Call, student: Call) -> bool:
     Subclasses may compute anything, and weights that are made of other parameters are not to be set.
     """
     theirs, mine = teacher.layer, student.layer
-    if isinstance(theirs, nn.modules.batchnorm._BatchNorm):
+    if isinstance(theirs, Norm):
         return isinstance(mine, type(theirs)) and theirs.affine == mine.affine and width(mine) <= width(theirs)
     if type(theirs) is not type(mine) or type(theirs) not in (nn.Conv2d, nn.Linear):
         return False

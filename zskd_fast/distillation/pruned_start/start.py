@@ -26,11 +26,13 @@ class PrunedStart(Protocol):
         student: Classifier,
         inputs: Inputs,
         projection: nn.Module | None = None,
+        *,
+        on_batch: bool = False,
     ) -> None:
         """Set the weights of the student, which is in train mode; a layer with a frozen parameter keeps its own.
 
         ``projection`` takes the place of the student's last layer and is fitted to the input of the teacher's, where
-        anything is fitted.
+        anything is fitted. ``on_batch`` fits to what the teacher gives on the statistics of each batch.
         """
 
 
