@@ -89,6 +89,12 @@ def test_fewer_impressions_are_refused_unless_that_run_was_finished_here(tmp_pat
     assert earlier.remark and earlier.student_path.read_bytes() != student
 
 
+def test_an_earlier_run_is_found_again_whether_its_numbers_are_whole_or_floats(tmp_path):
+    for changes in ({"temperature": 4}, {"temperature": 4, "steps": 30}):
+        _run(tmp_path / "run", **changes)
+    assert _run(tmp_path / "run", temperature=4).remark and _run(tmp_path / "run", temperature=4.0).remark
+
+
 @pytest.mark.parametrize("stopped_at", [8, 16])
 def test_an_unfinished_store_is_extended_too(tmp_path, monkeypatch, stopped_at):
     real = Synthesizer.run

@@ -252,7 +252,9 @@ class RunFolder:
 
 def short_identity(identity: RunIdentity) -> str:
     """Return eight hexadecimal digits that stand for an identity in the names of files."""
-    return sha256(json.dumps(to_plain(identity), sort_keys=True).encode())[:8]
+    # As it would be read from a file, where 4 has become 4.0: equal identities must have equal names.
+    read = from_plain(RunIdentity, to_plain(identity), "identity")
+    return sha256(json.dumps(to_plain(read), sort_keys=True).encode())[:8]
 
 
 def _differences(now: RunIdentity, before: RunIdentity) -> list[str]:
