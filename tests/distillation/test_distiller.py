@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+import torch.nn.functional as F
 from counted import counted, once
 from small_models import (
     IMAGE,
@@ -68,18 +69,31 @@ def test_the_teacher_labels_the_same_augmented_batch_that_the_student_sees():
     assert torch.cdist(seen_by_student[PROBED].flatten(1), originals).min() > 0.1, "nothing was augmented"
 
 
-def _with_dropout(p):
+class CallingDropout(nn.Module):
+    """Calls a function of dropout."""
+
+    def __init__(self, p, function):
+        super().__init__()
+        self.p, self.function = p, function
+
+    def forward(self, x):
+        return self.function(x, self.p, self.training)
+
+
+def _with_dropout(p, function=None):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
-        return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(p), nn.Linear(8, 4))
+        dropping = CallingDropout(p, function) if function else nn.Dropout(p)
+        return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), dropping, nn.Linear(8, 4))
 
 
+@pytest.mark.parametrize("function", [None, F.dropout, F.alpha_dropout], ids=["layer", "dropout", "alpha_dropout"])
 @pytest.mark.parametrize("active", [True, False])
-def test_the_students_dropout_is_off_unless_the_recipe_keeps_it(active):
-    """Off, the student learns as one without such layers, and is told so; afterwards the layers are as before."""
+def test_the_students_dropout_is_off_unless_the_recipe_keeps_it(active, function):
+    """Off, the student learns as one without it, and is told so; afterwards the layers are as before."""
     fitted = []
     for p in (0.5, 0.0):
-        student = _with_dropout(p).eval()
+        student = _with_dropout(p, function).eval()
         student[-2].train()
         _, history = distilled(vectors(), student=student, student_dropout=active)
         assert [module.training for module in student] == [False, False, True, False]

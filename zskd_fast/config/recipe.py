@@ -230,8 +230,8 @@ class DistillationRecipe:
     batch_statistics: bool
     """Let the teacher's batch normalization, if it has any, use the statistics of each batch while it labels it."""
     student_dropout: bool
-    """Whether the student's dropout layers are active while it learns. They keep a student from learning its data by
-    heart, and inputs that never repeat cannot be."""
+    """Whether the student's dropout is active while it learns. It keeps a student from learning its data by heart, and
+    inputs that never repeat cannot be."""
     calibrate_student: bool
     """Compute the running statistics of the student's batch normalization from impressions, if the teacher has any."""
     pruned_start: bool

@@ -22,10 +22,11 @@ from zskd_fast.distillation.batches import Batches
 from zskd_fast.distillation.calibration import calibrate
 from zskd_fast.distillation.checkpoint import Checkpoint, Saver, TrainingIdentity, TrainingState
 from zskd_fast.distillation.dormant_units import reset_dormant_units
+from zskd_fast.distillation.dropout import Dropout
 from zskd_fast.distillation.history import DistillationHistory
 from zskd_fast.distillation.pruned_start import PrunedStart, pruned_start
 from zskd_fast.distillation.shared_layers import SharedLayers
-from zskd_fast.distillation.student_probe import dropouts, probe_student, training
+from zskd_fast.distillation.student_probe import probe_student, training
 from zskd_fast.distillation.training_step import Rows, TrainingStep
 from zskd_fast.errors import InputError
 from zskd_fast.models.classifier import (
@@ -122,11 +123,13 @@ class Distiller:
         classes = self._teacher.num_classes, self._student.num_classes
         if classes[0] != classes[1]:
             raise InputError("the teacher has {} classes, but the student has {}".format(*classes))
-        self._uses_every_parameter = probe_student(self._teacher, self._student, self.recipe.batch_size)
+        self._dropout = None if recipe.student_dropout else Dropout(self._student.model)
+        self._uses_every_parameter = probe_student(
+            self._teacher, self._student, recipe.batch_size, without=self._dropout
+        )
         has_batch_norm = bool(batch_norms(self._teacher.model))
         self._labels_on_batch = recipe.batch_statistics and recipe.relabel and has_batch_norm
         self._can_calibrate = recipe.calibrate_student and has_batch_norm and bool(batch_norms(self._student.model))
-        self._turns_dropout_off = not recipe.student_dropout and bool(dropouts(self._student.model))
         self.pruned = pruned_start(self._teacher, self._student) if recipe.pruned_start else None
         self.shared = SharedLayers.of(self._teacher, self._student) if recipe.shared_layers and recipe.relabel else None
 
@@ -176,7 +179,7 @@ class Distiller:
         with (
             in_fast_layout(self._teacher),
             in_fast_layout(self._student),
-            training(self._teacher, self._student, dropout=self.recipe.student_dropout),
+            training(self._teacher, self._student, without=self._dropout),
             self._layers_taken_over(),
         ):
             state = TrainingState.at_start(self._student.model, self.recipe, self.device)
@@ -267,7 +270,8 @@ class Distiller:
         uses = ["labels on the statistics of each batch"] if self._labels_on_batch else []
         uses += ["student calibrated on impressions"] if data.calibrates else []
         notes |= {"batch norm": ", ".join(uses)} if uses else {}
-        return notes | ({"dropout": "that of the student is off while it learns"} if self._turns_dropout_off else {})
+        is_off = self._dropout is not None and self._dropout.is_there
+        return notes | ({"dropout": "that of the student is off while it learns"} if is_off else {})
 
     def _layers_taken_over(self) -> contextlib.AbstractContextManager[None]:
         return self.shared.taken_over(self.seed) if self.shared else contextlib.nullcontext()

@@ -4,8 +4,8 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
-from torch import nn
 
+from zskd_fast.distillation.dropout import Dropout
 from zskd_fast.errors import InputError
 from zskd_fast.models.classifier import Classifier, frozen, modes_kept
 from zskd_fast.models.cpu_overrides import cpu_overrides
@@ -15,10 +15,10 @@ from zskd_fast.runtime.processes import joined
 
 
 @contextlib.contextmanager
-def training(teacher: Classifier, student: Classifier, *, dropout: bool = True) -> Iterator[None]:
+def training(teacher: Classifier, student: Classifier, *, without: Dropout | None = None) -> Iterator[None]:
     """Freeze the teacher, put the student in train mode, and keep torch's own random state unchanged.
 
-    Without ``dropout`` the student's dropout layers drop nothing.
+    Dropout that the student is to be ``without`` drops nothing.
     """
     devices = [student.device] if student.device.type == "cuda" else []
     with (
@@ -29,20 +29,14 @@ def training(teacher: Classifier, student: Classifier, *, dropout: bool = True) 
         cpu_overrides(student.device),
     ):
         student.model.train()
-        if not dropout:
-            for layer in dropouts(student.model):
-                layer.eval()
-        yield
+        with without.off() if without else contextlib.nullcontext():
+            yield
 
 
-def dropouts(model: nn.Module) -> list[nn.Module]:
-    """Return the dropout layers of a model that drop something."""
-    layers = (module for module in model.modules() if isinstance(module, nn.modules.dropout._DropoutNd))
-    return [layer for layer in layers if layer.p > 0]
-
-
-def probe_student(teacher: Classifier, student: Classifier, batch_size: int) -> bool:
+def probe_student(teacher: Classifier, student: Classifier, batch_size: int, *, without: Dropout | None = None) -> bool:
     """Take one step in train mode on as many inputs of noise as a process has in a batch; nothing remains of it.
+
+    Dropout that the student is to learn ``without`` is off here, too.
 
     Returns whether every parameter that requires a gradient gets one. Raises InputError if the step fails, if the
     student has nothing to learn with, or if its training would change the teacher.
@@ -57,7 +51,7 @@ def probe_student(teacher: Classifier, student: Classifier, batch_size: int) -> 
     if modules:
         with torch.no_grad(), frozen(teacher.model), full_float32():
             wanted = teacher.logits(x)
-    with training(teacher, student):
+    with training(teacher, student, without=without):
         uses_every_parameter = _step(student, batch_size)
         if modules:  # they are in train mode now, which changes dropout and normalization, but no activation
             with torch.no_grad(), full_float32():
