@@ -1,5 +1,6 @@
 """The step in train mode that a distiller takes first, alone and as one of several processes."""
 
+import dataclasses
 import os
 import socket
 import subprocess
@@ -45,6 +46,18 @@ def test_batch_norm_with_one_row_for_each_process_is_refused(monkeypatch):
     ):
         _distiller(_batch_norm(), batch_size=4)
     _distiller(_batch_norm(), batch_size=8)
+
+
+@pytest.mark.parametrize(("batch_size", "processes"), [(1, 1), (4, 4)])
+def test_a_teacher_whose_batch_norm_gets_one_row_is_refused_where_it_labels_on_batches(
+    monkeypatch, batch_size, processes
+):
+    monkeypatch.setattr(student_probe, "joined", lambda: World(0, processes))
+    student, recipe = vector_classifier(), distillation_recipe(batch_size=batch_size, batch_statistics=True)
+    with pytest.raises(InputError, match=r"no statistics of one input \(Expected more than 1 value.*batch_size, or"):
+        Distiller(_batch_norm(), student, VECTOR, recipe, seed=1)
+    for changes in ({"batch_statistics": False}, {"batch_size": 2 * processes}):
+        Distiller(_batch_norm(), student, VECTOR, dataclasses.replace(recipe, **changes), seed=1)
 
 
 def test_the_step_keeps_torchs_random_state_and_the_modes():

@@ -26,17 +26,10 @@ from zskd_fast.distillation.dropout import Dropout
 from zskd_fast.distillation.history import DistillationHistory
 from zskd_fast.distillation.pruned_start import PrunedStart, pruned_start
 from zskd_fast.distillation.shared_layers import SharedLayers
-from zskd_fast.distillation.student_probe import probe_student, training
+from zskd_fast.distillation.student_probe import probe_labels_on_batch, probe_student, training
 from zskd_fast.distillation.training_step import Rows, TrainingStep
 from zskd_fast.errors import InputError
-from zskd_fast.models.classifier import (
-    Classifier,
-    ForwardFn,
-    LogitsFn,
-    as_classifier,
-    frozen,
-    tensor_sha256,
-)
+from zskd_fast.models.classifier import Classifier, ForwardFn, LogitsFn, as_classifier, frozen, tensor_sha256
 from zskd_fast.models.fast_copy import in_fast_layout
 from zskd_fast.runtime.environment import cuda_facts
 from zskd_fast.runtime.precision import repeatable
@@ -129,6 +122,8 @@ class Distiller:
         )
         has_batch_norm = bool(batch_norms(self._teacher.model))
         self._labels_on_batch = recipe.batch_statistics and recipe.relabel and has_batch_norm
+        if self._labels_on_batch:
+            probe_labels_on_batch(self._teacher, recipe.batch_size)
         self._can_calibrate = recipe.calibrate_student and has_batch_norm and bool(batch_norms(self._student.model))
         self.pruned = pruned_start(self._teacher, self._student) if recipe.pruned_start else None
         self.shared = SharedLayers.of(self._teacher, self._student) if recipe.shared_layers and recipe.relabel else None

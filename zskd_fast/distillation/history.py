@@ -18,4 +18,5 @@ class DistillationHistory:
     phase_seconds: dict[str, float]
     """Wall-clock time per phase."""
     notes: dict[str, str]
-    """What followed from the two models, by caption: the layers taken over, and the use of batch normalization."""
+    """What followed from the two models, by caption: the first weights, the layers taken over, the use of batch
+    normalization, and dropout that was off."""

@@ -1,4 +1,4 @@
-"""The student in train mode: its mode while it learns, and one step before anything else is done."""
+"""The student in train mode: its mode while it learns, and what is tried with it and the teacher before that."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,9 +9,10 @@ from zskd_fast.distillation.dropout import Dropout
 from zskd_fast.errors import InputError
 from zskd_fast.models.classifier import Classifier, frozen, modes_kept
 from zskd_fast.models.cpu_overrides import cpu_overrides
-from zskd_fast.models.probe import relative_error, shared_memory
+from zskd_fast.models.probe import noise_inputs, reason, relative_error, shared_memory
 from zskd_fast.runtime.precision import full_float32
 from zskd_fast.runtime.processes import joined
+from zskd_fast.synthesis.batch_norm import on_batch_statistics
 
 
 @contextlib.contextmanager
@@ -60,16 +61,41 @@ def probe_student(teacher: Classifier, student: Classifier, batch_size: int, *, 
     return uses_every_parameter
 
 
+def probe_labels_on_batch(teacher: Classifier, batch_size: int) -> None:
+    """Raise InputError if a process has one input of a batch, and the teacher cannot normalize it by its statistics."""
+    rows = _least_rows(batch_size)
+    if rows > 1:
+        return
+    with frozen(teacher.model), on_batch_statistics(teacher.model), torch.no_grad():
+        try:
+            teacher.logits(noise_inputs(teacher.input_spec, rows, teacher.device))
+        except ValueError as error:  # torch's, of a single value per channel
+            why = f"{reason(error)}{_shares(batch_size)}"
+            raise InputError(
+                f"the teacher's batch normalization has no statistics of one input ({why}); give a larger batch_size, "
+                "or batch_statistics = false"
+            ) from error
+
+
 def _step(student: Classifier, batch_size: int) -> bool:
-    processes = joined().size
-    rows = max(1, batch_size // processes)
     try:
-        return student.probe_training(rows)
+        return student.probe_training(_least_rows(batch_size))
     except InputError as error:
-        if processes == 1:
+        if joined().size == 1:
             raise
-        message = f"{error}; a batch of {batch_size} over {processes} processes leaves {rows} for one"
-        raise InputError(message) from error
+        raise InputError(f"{error}{_shares(batch_size)}") from error
+
+
+def _least_rows(batch_size: int) -> int:
+    """Return the size of the smallest share of a batch that a process has."""
+    return max(1, batch_size // joined().size)
+
+
+def _shares(batch_size: int) -> str:
+    processes = joined().size
+    if processes == 1:
+        return ""
+    return f"; a batch of {batch_size} over {processes} processes leaves {_least_rows(batch_size)} for one"
 
 
 def _shared_modules(teacher: Classifier, student: Classifier) -> list[str]:
