@@ -80,6 +80,22 @@ def test_every_layer_with_the_teachers_shape_is_taken_over_from_the_last_one_on(
     assert shared.description == "1 and 3 and 6 of the teacher; the student's 6 features before it are matched"
 
 
+@pytest.mark.parametrize("second", [8, 5], ids=["of the teacher's shape", "of another shape"])
+def test_a_frozen_last_layer_stays_the_students_own(second):
+    student = _mlp(12, second)
+    student[5].bias.requires_grad_(False)
+    before = copy.deepcopy(student[5])
+    _fit(_mlp(12, seed=1), student, vectors(64), steps=3)
+    assert torch.equal(student[5].bias, before.bias) and not student[5].bias.requires_grad
+    assert _shared(_mlp(12, seed=1), student) is None
+
+
+def test_layers_are_taken_over_up_to_the_first_with_a_frozen_parameter():
+    student = nn.Sequential(nn.Linear(6, 6), *_mlp(16))
+    student[3].weight.requires_grad_(False)
+    assert _shared(_mlp(16), student).description == "6 of the teacher; the student's 8 features before it are matched"
+
+
 def test_the_layers_are_the_teachers_at_the_end_and_can_be_trained_again():
     teacher, student = _mlp(16), _mlp(12, seed=1)
     _fit(teacher, student, vectors(64))

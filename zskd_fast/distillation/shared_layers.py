@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from zskd_fast.distillation.pruned_start.layers import is_same
+from zskd_fast.distillation.pruned_start.layers import is_frozen, is_same
 from zskd_fast.models.classifier import Classifier, frozen
 from zskd_fast.runtime.precision import full_float32
 from zskd_fast.runtime.processes import World, weighted
@@ -53,7 +53,8 @@ class SharedLayers:
     If the last linear layer takes as many features in both models, it is copied, and so are the layers before it as
     long as their shapes are the teacher's. Otherwise a linear projection to the teacher's features is learned in front
     of the teacher's last layer; at the end it is multiplied into the student's own, so that the student keeps its
-    architecture. If the features are averages over maps of one size in both models, the maps are matched.
+    architecture. If the features are averages over maps of one size in both models, the maps are matched. A layer of
+    the student with a frozen parameter stays its own.
     """
 
     def __init__(self, teacher: _End, student: _End, student_model: nn.Module, *, layers: int):
@@ -79,7 +80,7 @@ class SharedLayers:
             return None
         layers = 0
         for a, b in zip(reversed(theirs.layers), reversed(mine.layers), strict=False):
-            if not is_same(a.module, b.module):
+            if not is_same(a.module, b.module) or is_frozen(b.module):
                 break
             layers += 1
         if layers == 0:
@@ -270,10 +271,10 @@ def _is_linear(call: _Call) -> bool:
 def _can_hold_product(own: _Call, teacher: _Call) -> bool:
     """Whether the product of a projection and the teacher's last layer can be put into the student's own last layer.
 
-    Both have to compute what `nn.Linear` does, and the student's weight has to be a parameter, not made of others. A
-    student that is nothing but that layer has no place for a projection.
+    Both have to compute what `nn.Linear` does, and the student's weight has to be a parameter, not made of others nor
+    frozen. A student that is nothing but that layer has no place for a projection.
     """
-    if not all(type(call.module).forward is nn.Linear.forward for call in (own, teacher)):
+    if is_frozen(own.module) or not all(type(call.module).forward is nn.Linear.forward for call in (own, teacher)):
         return False
     has_room = own.module.bias is not None or teacher.module.bias is None
     parameters = {name for name, _ in own.module.named_parameters()}
