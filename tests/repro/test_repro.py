@@ -105,6 +105,15 @@ def test_a_finished_method_is_not_run_again(tmp_path: Path, data: Path, monkeypa
     assert asked == ["real-kd"]
 
 
+def test_other_changes_in_the_same_folder_are_another_run(tmp_path: Path, data: Path) -> None:
+    order = _order(tmp_path, data, methods=("zskd",))
+    repeat(order, _CPU)
+    changes = {**_SMALL, "distillation.steps": 7}
+    (outcome,) = repeat(dataclasses.replace(order, changes=changes), _CPU)
+    assert (outcome.change, outcome.student_images) == (change_text(changes), 7 * 8)
+    assert len(read_outcomes(order.results)) == 2
+
+
 def test_the_teacher_is_hashed_once_for_all_seeds_and_methods(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

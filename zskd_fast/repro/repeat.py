@@ -13,7 +13,7 @@ from zskd_fast.errors import InputError
 from zskd_fast.models.user_models import ModelSource, load_classifier
 from zskd_fast.real_data.evaluation import accuracy, load_test_set
 from zskd_fast.real_data.image_sets import LabelledImages, load_folder
-from zskd_fast.repro.methods import REAL, Task, run_method
+from zskd_fast.repro.methods import METHODS, REAL, Task, run_method
 from zskd_fast.repro.probe import Probe
 from zskd_fast.repro.results import Outcome, change_text, read_outcomes, upsert
 from zskd_fast.repro.setups import SETUPS
@@ -28,7 +28,7 @@ class Order:
     methods: Sequence[str]
     seeds: Sequence[int]
     out: Path
-    """Folder of the runs: a run that is finished in it is not repeated."""
+    """Folder of the runs: a run of the same recipe and changes that is finished in it is not repeated."""
     results: Path
     """The results table."""
     data: Path | None = None
@@ -104,10 +104,12 @@ def _training_split(order: Order) -> LabelledImages | None:
 
 def _run_methods(task: Task, order: Order) -> list[Outcome]:
     file = task.folder / "outcomes.csv"
-    known = {outcome.method: outcome for outcome in read_outcomes(file)}
+    runs = {method: (task.name, task.recipe.name, task.change, method, task.seed) for method in METHODS}
+    known = {outcome.run: outcome for outcome in read_outcomes(file)}
     for method in order.methods:
-        if method not in known:
-            known[method] = run_method(method, task, known.get("zskd"))
-            upsert(file, [known[method]])
-        upsert(order.results, [known[method]])
-    return [known[method] for method in order.methods]
+        run = runs[method]
+        if run not in known:
+            known[run] = run_method(method, task, known.get(runs["zskd"]))
+            upsert(file, [known[run]])
+        upsert(order.results, [known[run]])
+    return [known[runs[method]] for method in order.methods]
