@@ -52,36 +52,18 @@ def synthesize(
     faulty = [shard for shard in share if store.fault(shard)]
     if faulty:
         store.check_maker(synthesizer.device)
-    count = {"made": 0, "reused": _size(store, share) - _size(store, faulty), "elsewhere": 0}
     meter = HealthMeter(synthesizer)
     for shard in sorted(set(share) - set(faulty)):
         meter.add_shard(store, shard)
-    steps = max(synthesizer.recipe.steps, 1)
-    made = set[int]()
-
-    def reached() -> str:
-        # By the store, since an interrupt may arrive between the writing of a shard and its counting.
-        store.refresh()
-        unfinished = [shard for shard in faulty if shard not in made and store.fault(shard)]
-        return f"{_size(store, share) - _size(store, unfinished):,} of {_size(store, share):,} impressions"
-
-    with (
-        continuing_from(reached),
-        progress_bar(
-            "impressions",
-            total=_size(store, share) * steps,
-            done=count["reused"] * steps,
-            unit="impression",
-            shown=progress and bool(faulty),
-            unit_scale=1 / steps,
-            bar_format=_BAR,
-        ) as bar,
-    ):
+    count = {"made": 0, "reused": _size(store, share) - _size(store, faulty), "elsewhere": 0}
+    left = list(faulty)
+    bar = _bar(store, share, faulty, steps=max(synthesizer.recipe.steps, 1), shown=progress)
+    with continuing_from(lambda: _reached(store, share, left)), bar:
         for shard in faulty:
             outcome = _make_shard(synthesizer, store, shard, bar, meter)
             count[outcome] += len(store.shard_ids(shard))
             if outcome != "elsewhere":
-                made.add(shard)
+                left.remove(shard)
     return SynthesisSummary(
         **count,
         seconds=time.perf_counter() - start,
@@ -89,6 +71,27 @@ def synthesize(
         health=meter.health(),
         notes=synthesizer.notes,
     )
+
+
+def _bar(store: Store, share: Iterable[int], faulty: Iterable[int], *, steps: int, shown: bool) -> tqdm:
+    """Return a bar of impressions that moves with every step of them."""
+    total, missing = _size(store, share), _size(store, faulty)
+    return progress_bar(
+        "impressions",
+        total=total * steps,
+        done=(total - missing) * steps,
+        unit="impression",
+        shown=shown and missing > 0,
+        unit_scale=1 / steps,
+        bar_format=_BAR,
+    )
+
+
+def _reached(store: Store, share: Iterable[int], left: Iterable[int]) -> str:
+    """Return how much of the share is in the store, by its files: an interrupt may arrive before a shard is counted."""
+    store.refresh()
+    unfinished = [shard for shard in left if store.fault(shard)]
+    return f"{_size(store, share) - _size(store, unfinished):,} of {_size(store, share):,} impressions"
 
 
 def _make_shard(synthesizer: Synthesizer, store: Store, shard: int, bar: tqdm, meter: HealthMeter) -> str:
