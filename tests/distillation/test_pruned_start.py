@@ -15,6 +15,7 @@ from zskd_fast.config.recipe_files import changed, load_recipe
 from zskd_fast.distillation.distiller import Distiller
 from zskd_fast.distillation.pruned_start import pruned_start
 from zskd_fast.distillation.pruned_start.least_squares import Moments, kept_channels
+from zskd_fast.errors import InputError
 from zskd_fast.models import LeNet5, LeNet5Half
 from zskd_fast.models.classifier import Classifier
 from zskd_fast.models.user_models import ASSETS, ModelSource, load_classifier
@@ -60,6 +61,18 @@ class Repeating(nn.Module):
 
     def forward(self, x):
         return self.last(self.second(self.second(self.first(x)).relu()))
+
+
+class LeavingOut(nn.Module):
+    """Leaves out its second layer in train mode."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(6, width), nn.Linear(width, width), nn.Linear(width, 4)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.last(x if self.training else self.second(x))
 
 
 class Standardized(nn.Linear):
@@ -384,6 +397,11 @@ def test_a_student_with_fewer_features_starts_from_the_teachers_with_and_without
     torch.testing.assert_close(student(x), teacher(x), rtol=1e-2, atol=1e-2)
     assert history.notes["pruned start"] == "3 layers of the teacher, pruned to the student's widths"
     assert history.phase_seconds["pruned start"] > 0
+
+
+def test_a_student_that_leaves_out_a_layer_in_train_mode_is_refused_in_a_sentence():
+    with pytest.raises(InputError, match=r"leaves out a layer in train mode.*pruned_start to false"):
+        _fit(LeavingOut(8), LeavingOut(5))
 
 
 def test_without_it_the_student_starts_from_its_own_weights():

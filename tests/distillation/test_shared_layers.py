@@ -13,6 +13,7 @@ from torch import nn
 
 from zskd_fast.distillation.distiller import Distiller
 from zskd_fast.distillation.shared_layers import SharedLayers
+from zskd_fast.errors import InputError
 from zskd_fast.models.classifier import Classifier
 from zskd_fast.runtime.processes import World
 
@@ -42,6 +43,13 @@ class Pooling(nn.Module):
     def forward(self, x):
         x = F.relu(self.conv(x))
         return self.fc(F.avg_pool2d(x, x.shape[3]).view(len(x), -1))
+
+
+class PoolingOtherwise(Pooling):
+    """Averages over its map by other functions in train mode."""
+
+    def forward(self, x):
+        return self.fc(F.relu(self.conv(x)).flatten(2).sum(2) / 64) if self.training else super().forward(x)
 
 
 class Cosine(nn.Linear):
@@ -181,6 +189,11 @@ def test_averages_over_maps_of_one_size_are_matched_as_maps():
     assert "8 features of 8x8 before it are matched" in _shared(Pooling(8), Pooling(8), IMAGE).description
     assert "5 features of 8x8 before it are projected to its 8" in _shared(Pooling(8), Pooling(5), IMAGE).description
     assert "8 features before it are matched" in _shared(Pooling(8), Pooling(8, stride=2), IMAGE).description
+
+
+def test_maps_that_are_averaged_otherwise_in_train_mode_are_refused_in_a_sentence():
+    with pytest.raises(InputError, match=r"averages its maps otherwise in train mode .*shared_layers to false"):
+        _fit(Pooling(8), PoolingOtherwise(8), images(8), IMAGE)
 
 
 # ---------------------------------------------------------------------------------------------- learning

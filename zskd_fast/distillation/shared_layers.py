@@ -17,6 +17,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from zskd_fast.distillation.pruned_start.layers import is_frozen, is_same
+from zskd_fast.errors import InputError
 from zskd_fast.models.classifier import Classifier, frozen
 from zskd_fast.runtime.precision import full_float32
 from zskd_fast.runtime.processes import World, weighted
@@ -190,9 +191,13 @@ class _MapTap(TorchFunctionMode):
         self._map: torch.Tensor | None = None
 
     def take(self) -> torch.Tensor:
-        """Return the map that was kept, and forget it."""
+        """Return the map that was kept, and forget it. Raises InputError if there was none."""
         kept, self._map = self._map, None
-        assert kept is not None
+        if kept is None:
+            raise InputError(
+                "the student averages its maps otherwise in train mode than in eval mode, so they cannot be matched: "
+                "set the recipe's distillation.shared_layers to false"
+            )
         return kept
 
     @property

@@ -19,6 +19,7 @@ from torch import nn
 from zskd_fast.distillation.pruned_start.layers import Inputs, calls, copy_weights, is_frozen
 from zskd_fast.distillation.pruned_start.least_squares import Moments, kept_channels
 from zskd_fast.distillation.pruned_start.pairs import Pair, matrix, pairs_of, width
+from zskd_fast.errors import InputError
 from zskd_fast.models.classifier import Classifier
 from zskd_fast.runtime.precision import full_float32
 from zskd_fast.synthesis.batch_norm import on_batch_statistics
@@ -146,7 +147,10 @@ class _Seen(Exception):
 def _calls(
     classifier: Classifier, inputs: Inputs, layers: list[nn.Module]
 ) -> Iterable[list[tuple[torch.Tensor, torch.Tensor]]]:
-    """Run the model on each batch, up to the last of these layers, and give their inputs and outputs."""
+    """Run the model on each batch, up to the last of these layers, and give their inputs and outputs.
+
+    Raises InputError if one of them is not called.
+    """
     seen: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def store(layer: nn.Module, given: tuple[torch.Tensor, ...], answer: torch.Tensor) -> None:
@@ -158,8 +162,14 @@ def _calls(
         for layer in layers:
             undo.callback(layer.register_forward_hook(store).remove)
         for x in inputs():
+            seen.clear()
             with contextlib.suppress(_Seen):
                 classifier.logits(x)
+            if len(seen) < len(layers):
+                raise InputError(
+                    f"the {classifier.role} leaves out a layer in train mode, which has to be fitted: set the recipe's "
+                    "distillation.pruned_start to false"
+                )
             yield [seen[layer] for layer in layers]
 
 

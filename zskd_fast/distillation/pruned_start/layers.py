@@ -93,7 +93,7 @@ def calls(classifier: Classifier) -> list[Call]:
     sources: list[frozenset[int]] = []
 
     def enter(layer: nn.Module, given: tuple[Any, ...]) -> None:
-        if all(sources):  # once it is not understood nothing is differentiated: some layers allow it in train mode only
+        if all(sources):  # behind a break nothing is differentiated, which some layers allow in train mode only
             sources.append(_sources(given[0], outputs) if len(given) == 1 else frozenset())
 
     def leave(layer: nn.Module, given: tuple[Any, ...], answer: Any) -> Any:
