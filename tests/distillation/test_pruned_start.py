@@ -366,8 +366,9 @@ def test_normalization_that_stays_in_eval_mode_gets_the_statistics_of_the_channe
     assert torch.equal(student[1].weight, teacher[1].weight[[0, 2, 3, 5]])
 
 
-def test_frozen_layers_and_the_teacher_stay_as_they_are():
-    teacher, student = _mlp(), _mlp(8, 3, seed=1)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_frozen_layers_and_the_teacher_stay_as_they_are(dtype):
+    teacher, student = _mlp().to(dtype), _mlp(8, 3, seed=1)
     student[0].requires_grad_(False)
     before = copy.deepcopy(teacher.state_dict()), student[0].weight.clone(), student[2].weight.clone()
     started(teacher, student, vectors(512))

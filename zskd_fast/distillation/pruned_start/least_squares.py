@@ -62,13 +62,17 @@ class _Elimination:
     """The least squares fit of what a layer gives to the channels that are left of those that it is given."""
 
     def __init__(self, covariance: torch.Tensor, weight: torch.Tensor, channels: int) -> None:
-        self._inverse, self._fitted = torch.linalg.inv(_with_ridge(covariance)), weight.T.double()
+        self._inverse = torch.linalg.inv(_with_ridge(covariance))
+        self._fitted = weight.T.to(torch.float64, copy=True)
         self._size = len(covariance) // channels
         self._variance = ((covariance @ self._fitted) * self._fitted).sum().clamp_min(1e-30)
+        self._change = torch.empty_like(self._inverse)  # the first use of new memory takes longer than a product
 
     def costs(self, left: torch.Tensor) -> torch.Tensor:
         """Return how much the loss of each channel that is left adds to the relative error."""
         channels, size = len(left), self._size
+        if size == 1:
+            return self._fitted.square().sum(1) / self._inverse.diagonal() / self._variance
         diagonal = torch.arange(channels, device=left.device)
         blocks = self._inverse.reshape(channels, size, channels, size)[diagonal, :, diagonal]
         blocks[~left] = torch.eye(size, dtype=blocks.dtype, device=blocks.device)
@@ -78,8 +82,8 @@ class _Elimination:
     def drop(self, channel: int) -> None:
         at = slice(channel * self._size, (channel + 1) * self._size)
         column = torch.linalg.solve(self._inverse[at, at], self._inverse[at]).T
-        self._fitted = self._fitted - column @ self._fitted[at]
-        self._inverse = self._inverse - column @ self._inverse[at]
+        self._fitted -= column @ self._fitted[at]
+        self._inverse -= torch.mm(column, self._inverse[at], out=self._change)
 
 
 def _with_ridge(products: torch.Tensor) -> torch.Tensor:
