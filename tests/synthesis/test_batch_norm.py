@@ -114,6 +114,16 @@ def test_a_store_does_not_depend_on_its_shards(tmp_path):
     assert torch.equal(*stores)
 
 
+def test_the_progress_counts_the_impressions_asked_for(tmp_path, capsys):
+    """The bar of tqdm fails where more is done than its total."""
+    counts = []
+    _synthesizer().run([9, 11, 2], progress=counts.append)
+    assert sorted(counts) == [1] * 20 + [2] * 20
+    synthesizer = _synthesizer()
+    synthesize(synthesizer, open_store(tmp_path, synthesizer), progress=True)
+    assert "100%" in capsys.readouterr().err
+
+
 def test_several_batches_at_once_do_not_mix_their_statistics():
     one, several = (_synthesizer(parallel_batches=parallel).run(range(12)) for parallel in (False, True))
     assert torch.equal(one.x, several.x)

@@ -35,3 +35,15 @@ def run_in_threads(work: Callable[[_T], object], items: Sequence[_T], workers: i
     finally:
         # Threads that start later inherit the number that was set last.
         torch.set_num_threads(threads)
+
+
+def one_at_a_time(progress: Callable[[int], object] | None) -> Callable[[int], None]:
+    """Return the callback, or one that does nothing, in a form that several threads may call."""
+    lock = threading.Lock()
+
+    def call(count: int) -> None:
+        if progress is not None:
+            with lock:
+                progress(count)
+
+    return call

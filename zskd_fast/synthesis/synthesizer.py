@@ -23,7 +23,7 @@ from zskd_fast.models.probe import reason
 from zskd_fast.runtime import cuda_graph
 from zskd_fast.runtime.precision import full_float32, repeatable
 from zskd_fast.runtime.seeds import check_seed
-from zskd_fast.runtime.threads import run_in_threads
+from zskd_fast.runtime.threads import one_at_a_time, run_in_threads
 from zskd_fast.runtime.timing import PhaseTimer
 from zskd_fast.store.impressions import Impressions
 from zskd_fast.synthesis.batch_norm import StatisticsPrior, statistics_prior
@@ -143,9 +143,9 @@ class Synthesizer:
 
         x is float32, rounded to the recipe's ``store_dtype`` before it is labeled, so that a store returns the same
         values. The teacher is in eval mode with frozen parameters in the meantime, and restored afterwards.
-        ``progress`` is called after each step with the number of impressions in the batch, and once per batch if there
-        are no steps; with ``parallel_batches`` from several threads, one at a time. Raises InputError that names the
-        first id if an impression holds NaN or infinity.
+        ``progress`` is called after each step with the number of these impressions in the batch, and once per batch if
+        there are no steps; with ``parallel_batches`` from several threads, one at a time. Raises InputError that names
+        the first id if an impression holds NaN or infinity.
         """
         ids = _as_ids(ids, self.device)
         result = self._start(self._with_batch_mates(ids))
@@ -153,11 +153,16 @@ class Synthesizer:
             result[first : first + self.recipe.batch_size] for first in range(0, len(result), self.recipe.batch_size)
         ]
         workers, stop = self._workers(batches), threading.Event()
-        report = _one_at_a_time(progress)
+        report = one_at_a_time(progress)
+
+        def make(part: Impressions) -> None:
+            asked = int(torch.isin(part.id, ids).sum())  # batch mates that nobody asked for are no progress
+            self._make(part, lambda: report(asked), stop, kept)
+
         watching = self._statistics.watching() if self._statistics else contextlib.nullcontext()
         with frozen(self._teacher.model), watching, self.timer.shared_by(workers):
             kept: _Kept = {}
-            run_in_threads(lambda part: self._make(part, report, stop, kept), batches, workers, stop)
+            run_in_threads(make, batches, workers, stop)
         _refuse_non_finite(result)
         return result if torch.equal(result.id, ids) else result[torch.searchsorted(result.id, ids)]
 
@@ -242,7 +247,7 @@ class Synthesizer:
             return 1
         return min(torch.get_num_threads(), len(batches))
 
-    def _make(self, part: Impressions, progress: Callable[[int], object], stop: threading.Event, kept: _Kept) -> None:
+    def _make(self, part: Impressions, progress: Callable[[], object], stop: threading.Event, kept: _Kept) -> None:
         # A copy, since batches are slices of one tensor and autograd takes a change of one for a change of all.
         unit = self.input_spec.to_unit(part.x.clone())
         self._optimize(dataclasses.replace(part, x=unit), progress, stop, kept)
@@ -250,9 +255,7 @@ class Synthesizer:
         round_(part.x, self._store_dtype, self._store_limits)
         self._label(part)
 
-    def _optimize(
-        self, part: Impressions, progress: Callable[[int], object], stop: threading.Event, kept: _Kept
-    ) -> None:
+    def _optimize(self, part: Impressions, progress: Callable[[], object], stop: threading.Event, kept: _Kept) -> None:
         """Run Adam on part.x (in units of the valid range), in place; on a CUDA device each step launches a graph."""
         recipe = self.recipe
         batch = self._batch(part, kept)
@@ -262,9 +265,9 @@ class Synthesizer:
             if not self._moves:
                 self._look_at_gradient(batch.x.detach().requires_grad_(), batch.target, batch.grad_logits, step)
             batch.step(step, _learning_rate(recipe, step))
-            progress(len(part))
+            progress()
         if recipe.steps == 0:
-            progress(len(part))
+            progress()
         if batch.x is not part.x:
             part.x.copy_(batch.x)
 
@@ -357,18 +360,6 @@ class Synthesizer:
         with self.timer("loss"):
             loss = ops.soft_cross_entropy(part.teacher_logits, part.target, self.recipe.temperature, reduction="none")
             part.loss.copy_(loss)
-
-
-def _one_at_a_time(progress: Callable[[int], object] | None) -> Callable[[int], None]:
-    """Return the callback, or one that does nothing, in a form that several threads may call."""
-    lock = threading.Lock()
-
-    def call(count: int) -> None:
-        if progress is not None:
-            with lock:
-                progress(count)
-
-    return call
 
 
 def _learning_rate(recipe: ImpressionRecipe, step: int) -> float:
