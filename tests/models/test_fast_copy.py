@@ -1,11 +1,14 @@
 """The options that make the teacher faster change the rounding of an impression only."""
 
+import copy
+
 import pytest
 import torch
-from small_models import rough_forward, synthesis_recipe
+from small_models import distillation_recipe, rough_forward, synthesis_recipe
 from torch import nn
 
 from zskd_fast.config.input_spec import InputSpec
+from zskd_fast.distillation.distiller import Distiller
 from zskd_fast.errors import InputError
 from zskd_fast.models import fast_copy
 from zskd_fast.synthesis.synthesizer import Synthesizer
@@ -116,10 +119,54 @@ class TwoNorms(BatchNormTeacher):
 
 def test_a_teacher_that_cannot_be_traced_is_refused_for_folding_only():
     with pytest.raises(InputError, match=r"cannot be copied for fold_batch_norm and channels_last: .*control flow"):
-        _made(_teacher(Branching), fold_batch_norm=True)
+        _made(_teacher(Branching), fold_batch_norm=True, channels_last="on")
     _made(_teacher(Branching), channels_last="on")
 
 
 def test_folding_that_changes_the_logits_is_refused():
     with pytest.raises(InputError, match="does not allow fold_batch_norm: it changes the logits"):
         _made(_teacher(TwoNorms), fold_batch_norm=True)
+
+
+class Viewing(nn.Module):
+    """`view` needs the channels first; `in_train_mode` has it in that mode only."""
+
+    def __init__(self, *, in_train_mode=False):
+        super().__init__()
+        self.convolution, self.classifier = nn.Conv2d(3, 8, 3), nn.Linear(288, 4)
+        self.in_train_mode = in_train_mode
+
+    def forward(self, x):
+        maps = self.convolution(x).tanh()
+        views = self.training or not self.in_train_mode
+        return self.classifier(maps.view(len(x), -1) if views else maps.flatten(1))
+
+
+def _distilled(teacher, student):
+    recipe = distillation_recipe(batch_statistics=False)
+    Distiller(teacher, student, IMAGE, recipe, seed=0).fit(torch.rand(8, *IMAGE.shape), progress=False)
+    return student
+
+
+def test_a_teacher_that_runs_with_the_channels_first_only_keeps_its_layout():
+    with pytest.raises(InputError, match="cannot be copied for channels_last: view size is not compatible"):
+        _made(_teacher(Viewing), channels_last="on")
+    made = [_made(_teacher(Viewing), channels_last=layout) for layout in ("auto", "off")]
+    assert torch.equal(made[0].x, made[1].x)
+    _distilled(_teacher(Viewing), _teacher())
+
+
+@pytest.mark.parametrize("in_train_mode", [False, True])
+def test_a_student_that_learns_with_the_channels_first_only_keeps_its_layout(in_train_mode):
+    before = _teacher(lambda: Viewing(in_train_mode=in_train_mode))
+    after = _distilled(_teacher(), copy.deepcopy(before))
+    assert not torch.equal(after.convolution.weight, before.convolution.weight)
+    assert after.convolution.weight.is_contiguous()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("compiled", [torch.jit.script, lambda model: torch.jit.trace(model, torch.rand(2, 3, 8, 8))])
+def test_a_torchscript_teacher_of_color_images(compiled):
+    teacher = _teacher().eval()
+    torch.testing.assert_close(_made(compiled(teacher)).x, _made(teacher).x, rtol=0, atol=1e-4)
+    _distilled(compiled(teacher), _teacher())

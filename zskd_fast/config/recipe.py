@@ -111,7 +111,8 @@ class ImpressionRecipe:
     fold_batch_norm: bool
     """Fold each batch normalization into the convolution or linear layer before it; changes the rounding only."""
     channels_last: Literal["auto", "on", "off"]
-    """Run the teacher with channels last in memory; auto does for color images on a CPU. Changes the rounding only."""
+    """Run the teacher with channels last in memory; auto does for color images on a CPU, if the teacher can be run so.
+    Changes the rounding only."""
     compile_teacher: bool
     """Run the teacher through torch.compile (needs a C++ compiler); changes the rounding only."""
 

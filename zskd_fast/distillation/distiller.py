@@ -173,7 +173,7 @@ class Distiller:
         file = self._checkpoint(checkpoint, data, world)
         with (
             in_fast_layout(self._teacher),
-            in_fast_layout(self._student),
+            in_fast_layout(self._student, trains=True),
             training(self._teacher, self._student, without=self._dropout),
             self._layers_taken_over(),
         ):

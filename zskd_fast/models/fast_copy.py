@@ -11,7 +11,7 @@ from torch import nn
 from zskd_fast.config.input_spec import InputSpec
 from zskd_fast.config.recipe import ImpressionRecipe
 from zskd_fast.errors import InputError
-from zskd_fast.models.classifier import Classifier, frozen, set_eval
+from zskd_fast.models.classifier import Classifier, frozen, modes_kept, set_eval
 from zskd_fast.models.probe import reason, relative_error
 from zskd_fast.runtime.precision import full_float32
 
@@ -27,20 +27,44 @@ def prefers_channels_last(input_spec: InputSpec, device: torch.device) -> bool:
 
 
 @contextlib.contextmanager
-def in_fast_layout(classifier: Classifier) -> Iterator[None]:
-    """Keep the weights of a model in the faster memory layout, and in their own afterwards."""
+def in_fast_layout(classifier: Classifier, *, trains: bool = False) -> Iterator[None]:
+    """Keep the weights of a model in the faster memory layout, and in their own afterwards.
+
+    A model that does not run so, such as one with ``x.view`` behind a convolution, keeps its own layout. ``trains``
+    says that it has to run in train mode, too.
+    """
     weights = [tensor for tensor in classifier.model.parameters() if tensor.ndim == 4]
     plain = all(weight.is_contiguous() for weight in weights)
     if not (weights and plain and prefers_channels_last(classifier.input_spec, classifier.device)):
         yield
         return
-    try:
+
+    def set_layout(layout: torch.memory_format) -> None:
         for weight in weights:
-            weight.data = weight.data.contiguous(memory_format=_LAST)
+            weight.data = weight.data.contiguous(memory_format=layout)
+
+    try:
+        set_layout(_LAST)
+        if not _runs(classifier, trains=trains):
+            set_layout(torch.contiguous_format)
         yield
     finally:
-        for weight in weights:
-            weight.data = weight.data.contiguous()
+        set_layout(torch.contiguous_format)
+
+
+def _runs(classifier: Classifier, *, trains: bool) -> bool:
+    """Whether the model answers, of which nothing remains; called for models on a CPU only."""
+    model = classifier.model
+    try:
+        with frozen(model), torch.random.fork_rng(devices=[]), torch.no_grad():
+            classifier.logits(classifier.probe_input())
+        if trains:
+            with modes_kept(model), torch.random.fork_rng(devices=[]):
+                model.train()
+                classifier.probe_training(len(classifier.probe_input()))
+    except Exception:  # a user's model can raise anything
+        return False
+    return True
 
 
 def fast_copy(teacher: Classifier, recipe: ImpressionRecipe) -> Classifier:
@@ -48,14 +72,18 @@ def fast_copy(teacher: Classifier, recipe: ImpressionRecipe) -> Classifier:
 
     Without any of them the teacher itself is returned. The copy is compared with the teacher on two inputs before it is
     compiled (torch compiles at the first batch of each size). Raises InputError if the teacher cannot be copied so, or
-    if the copy returns other logits.
+    if the copy returns other logits; with channels_last "auto" such a teacher keeps its own memory layout.
     """
-    is_last = recipe.channels_last == "on"
-    if recipe.channels_last == "auto":
-        is_last = prefers_channels_last(teacher.input_spec, teacher.device)
+    if recipe.channels_last == "auto" and prefers_channels_last(teacher.input_spec, teacher.device):
+        with contextlib.suppress(InputError):
+            return _fast_copy(teacher, recipe, channels_last=True)
+    return _fast_copy(teacher, recipe, channels_last=recipe.channels_last == "on")
+
+
+def _fast_copy(teacher: Classifier, recipe: ImpressionRecipe, *, channels_last: bool) -> Classifier:
     options = {
         "fold_batch_norm": recipe.fold_batch_norm,
-        "channels_last": is_last,
+        "channels_last": channels_last,
         "compile_teacher": recipe.compile_teacher,
     }
     chosen = " and ".join(name for name, is_chosen in options.items() if is_chosen)
@@ -63,7 +91,7 @@ def fast_copy(teacher: Classifier, recipe: ImpressionRecipe) -> Classifier:
         return teacher
     fast = copy.copy(teacher)
     try:
-        fast.model = _transformed(teacher.model, fold=recipe.fold_batch_norm, channels_last=is_last)
+        fast.model = _transformed(teacher.model, fold=recipe.fold_batch_norm, channels_last=channels_last)
         _check_same(fast, teacher)
     except InputError:
         raise

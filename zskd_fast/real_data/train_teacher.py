@@ -64,7 +64,7 @@ def train_teacher(
         classifier = _checked_classifier(model, examples)
         validate = partial(accuracy, classifier, *held_out) if recipe.held_out else None
         trained = TrainedTeacher(model)
-        with in_fast_layout(classifier):
+        with in_fast_layout(classifier, trains=True):
             _fit(trained, examples, validate, recipe, generator, progress)
     model.eval()
     trained.seconds = time.perf_counter() - started
