@@ -241,6 +241,17 @@ def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, second):
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("second", [8, 5], ids=["copied", "projected"])
+@pytest.mark.parametrize("dtypes", [("float16", "float32"), ("float64", "float32"), ("float32", "float64")], ids=str)
+def test_the_layers_get_the_type_of_the_student(dtypes, second):
+    theirs, mine = (getattr(torch, name) for name in dtypes)
+    teacher, student = _mlp().to(theirs), _mlp(second=second, seed=1).to(mine)
+    assert _shared(teacher, student) is not None
+    _fit(teacher, student, vectors(64))
+    assert all(parameter.dtype == mine for parameter in student.parameters())
+    assert second != 8 or torch.equal(student[5].weight, teacher[5].weight.to(mine))
+
+
 def test_without_shared_layers_or_new_labels_no_model_runs_once_more():
     for options in ({"shared_layers": False}, {"relabel": False}):
         teacher, student = _mlp(), _mlp(12)
