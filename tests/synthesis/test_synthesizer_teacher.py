@@ -1,12 +1,21 @@
 """The teacher of a synthesizer: what it undergoes, and which teachers and arguments are refused."""
 
+import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 import torch
 from counted import counted, once
-from small_models import IMAGE, VECTOR, image_classifier, synthesis_recipe, vector_classifier
+from small_models import (
+    IMAGE,
+    VECTOR,
+    distillation_recipe,
+    image_classifier,
+    same_tensors,
+    synthesis_recipe,
+    vector_classifier,
+)
 from synthesizers import assert_close_impressions, same_impressions, small_synthesizer
 from torch import nn
 
@@ -49,6 +58,18 @@ def test_a_classifier_is_not_probed_or_hashed_again():
         assert synthesizer.identity.teacher == teacher.identity
     assert counts["probes"] == counts["hashes"] == once(teacher.model)
     assert same_impressions(made, small_synthesizer(teacher.model).run(range(8)))
+
+
+def test_both_halves_take_a_whole_recipe():
+    recipe = dataclasses.replace(
+        zskd_fast.load_recipe("demo"), synthesis=synthesis_recipe(), distillation=distillation_recipe()
+    )
+    made = zskd_fast.Synthesizer(image_classifier(), IMAGE, recipe, seed=3).run(range(8))
+    assert same_impressions(made, small_synthesizer(seed=3).run(range(8)))
+    learned = [image_classifier(seed=5) for _ in range(2)]
+    for student, numbers in zip(learned, (recipe, recipe.distillation), strict=True):
+        zskd_fast.Distiller(image_classifier(), student, IMAGE, numbers, seed=3).fit(made, progress=False)
+    assert same_tensors(*learned)
 
 
 def test_a_classifier_of_another_input_is_refused():

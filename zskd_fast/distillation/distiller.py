@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from zskd_fast.config.identity import StudentIdentity
 from zskd_fast.config.input_spec import InputSpec
-from zskd_fast.config.recipe import DistillationRecipe
+from zskd_fast.config.recipe import DistillationRecipe, Recipe
 from zskd_fast.distillation.augmentation import check_augmentation
 from zskd_fast.distillation.batches import Batches
 from zskd_fast.distillation.calibration import calibrate
@@ -90,7 +90,7 @@ class Distiller:
         teacher: nn.Module | Classifier,
         student: nn.Module | Classifier,
         input_spec: InputSpec,
-        recipe: DistillationRecipe,
+        recipe: DistillationRecipe | Recipe,
         *,
         seed: int,
         logits_fn: LogitsFn | None = None,
@@ -99,6 +99,7 @@ class Distiller:
         student_forward_fn: ForwardFn | None = None,
     ):
         check_seed(seed)
+        recipe = recipe.distillation if isinstance(recipe, Recipe) else recipe
         check_augmentation(recipe.augmentation, input_spec)
         if recipe.fresh_noise.fraction:
             check_noise(recipe.fresh_noise, input_spec)

@@ -13,7 +13,7 @@ from torch import nn
 from zskd_fast import ops
 from zskd_fast.config.identity import ImpressionIdentity
 from zskd_fast.config.input_spec import InputSpec
-from zskd_fast.config.recipe import ImpressionRecipe, SynthesisRecipe
+from zskd_fast.config.recipe import ImpressionRecipe, Recipe, SynthesisRecipe
 from zskd_fast.errors import InputError
 from zskd_fast.models.classifier import Classifier, ForwardFn, LogitsFn, as_classifier, frozen, tensor_sha256
 from zskd_fast.models.classifier_layer import classifier_weight, find_classifier_layer
@@ -87,7 +87,7 @@ class Synthesizer:
         self,
         teacher: nn.Module | Classifier,
         input_spec: InputSpec,
-        recipe: SynthesisRecipe,
+        recipe: SynthesisRecipe | Recipe,
         *,
         seed: int,
         layer: str | torch.Tensor | None = None,
@@ -95,6 +95,7 @@ class Synthesizer:
         forward_fn: ForwardFn | None = None,
     ):
         check_seed(seed)
+        recipe = recipe.synthesis if isinstance(recipe, Recipe) else recipe
         check_noise(recipe.start_noise, input_spec)
         check_priors(recipe, input_spec)
         self.input_spec = input_spec
