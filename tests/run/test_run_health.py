@@ -76,6 +76,17 @@ def test_the_summary_and_the_report_show_the_health_and_its_warning(tmp_path, ca
     assert re.search(r"<span>reach their class</span><strong>[\d.]+%</strong><span>\d of \d classes answered", html)
 
 
+def test_the_warning_comes_before_the_student_learns(tmp_path, capsys, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("zskd_fast.distillation.distiller.Distiller.fit", stop)
+    for progress in (True, False):
+        with pytest.raises(KeyboardInterrupt):
+            run_job(_job(tmp_path / str(progress)), synthesis_recipe(), progress=progress)
+        assert ("\nwarning: the teacher's answers are nearly uniform" in capsys.readouterr().err) is progress
+
+
 def test_what_was_scaled_is_printed_and_reported_only_where_something_was(tmp_path, capsys):
     few, many = _run(tmp_path / "few"), _run(tmp_path / "many", classes=150)
     note = many.record.synthesis.notes["scaled"]

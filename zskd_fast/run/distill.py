@@ -72,7 +72,8 @@ def distill(
         forward_fn, student_forward_fn: functions of the model and x[N, *shape] that call the model, if it takes
             something else than one tensor, such as ``lambda model, x: model(pixel_values=x)``.
         test: real images on which accuracies are measured, for the record only.
-        progress: show progress bars.
+        progress: show progress bars on stderr, and a warning before the student learns if the impressions do not reach
+            their classes. The record has the numbers in any case: ``record.synthesis.health``.
 
     Raises:
         InputError: before any work, if a model, the recipe or the folder cannot be used; later, if an impression or the

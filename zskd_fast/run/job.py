@@ -19,7 +19,7 @@ from zskd_fast.models.checkpoint_files import load_state, save_weights
 from zskd_fast.models.classifier import Classifier
 from zskd_fast.real_data.evaluation import TestSet, accuracy
 from zskd_fast.run.run_folder import Accuracy, DistillationRecord, RunFolder, SynthesisRecord
-from zskd_fast.run.summary import print_change
+from zskd_fast.run.summary import print_change, print_warning
 from zskd_fast.runtime.environment import environment
 from zskd_fast.runtime.files import sha256
 from zskd_fast.runtime.processes import World, joined
@@ -107,6 +107,8 @@ def run_job(
         run.record.synthesis.health, run.record.synthesis.notes = summary.health, summary.notes
         run.save_class_similarity(synthesizer.class_similarity)
         run.save()
+        if progress:
+            print_warning(summary.health)
         made = f"{synthesis.impressions:,} of {synthesis.impressions:,} impressions"
         with continuing_from(lambda: made):
             if summary.elsewhere:  # every other shard was hashed, or written, by `synthesize`

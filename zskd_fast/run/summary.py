@@ -23,6 +23,12 @@ def print_change(run: RunFolder) -> None:
     print(f"The student is trained from the start{kept}.", file=sys.stderr)
 
 
+def print_warning(health: Health | None) -> None:
+    """Say on stderr, before the student learns, what is wrong with the impressions, if anything is."""
+    if health is not None and health.warning:
+        print(f"warning: {health.warning}", file=sys.stderr)
+
+
 def print_run(run: RunFolder, *, teacher_note: str | None = None) -> None:
     """Print accuracies, impressions per second, seconds per phase, peak memory and the path of the student.
 
