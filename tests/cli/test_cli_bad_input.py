@@ -53,7 +53,8 @@ def bad_inputs() -> Iterator[tuple[str, list[str], str]]:
         [*RUN, "--input.mean", "0.5"],
         "mean and std must both be empty or both hold 1 value, got 1 and 0",
     )
-    yield "no teacher", ["run", *RECIPE, *STUDENT, *INPUT], "no model: wanted package.module:callable"
+    yield "no teacher", ["run", *RECIPE, *STUDENT, *INPUT], "no teacher: give --teacher package.module:callable"
+    yield "no student", ["run", *RECIPE, *MODELS, *INPUT], "no student: give --student package.module:callable"
     yield "no such module", replaced("--teacher", "nowhere:teacher"), "cannot import nowhere"
     yield "no such callable", replaced("--teacher", "users_models:teachr"), "has no 'teachr'"
     yield "no file", replaced("--weights", "none.safetensors"), "none.safetensors: no such file"

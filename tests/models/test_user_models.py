@@ -137,10 +137,10 @@ def test_a_file_in_place_of_a_module(spec):
 
 def test_weights_without_a_callable(tmp_path):
     torch.save(trained().state_dict(), tmp_path / "w.pt")
-    sentence = r"no model: wanted package.module:callable, or a TorchScript .*; got .*w.pt, which holds weights alone"
+    sentence = r"no teacher: give --teacher package.module:callable, or .* as --weights; .*w.pt holds weights alone"
     with pytest.raises(InputError, match=sentence):
         load_model(None, tmp_path / "w.pt")
-    with pytest.raises(InputError, match=r"no model: wanted package.module:callable.*; got no weights"):
+    with pytest.raises(InputError, match=r"no teacher: give --teacher package.module:callable.* as --weights$"):
         load_model(None)
 
 

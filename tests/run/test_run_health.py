@@ -114,7 +114,7 @@ def test_what_follows_from_the_two_models_is_printed_and_reported(tmp_path, caps
     printed = capsys.readouterr().out
     page = unescape(write_report(run).read_text("utf-8"))
     for caption, note in (
-        ("batch norm", "impressions drawn to the running statistics of 1 layers of the teacher"),
+        ("batch norm", "impressions drawn to the running statistics of 1 layer of the teacher"),
         ("batch norm", "labels on the statistics of each batch, student calibrated on impressions"),
         ("shared layers", "4 of the teacher; the student's 144 features before it are matched"),
     ):

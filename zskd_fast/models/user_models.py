@@ -127,9 +127,11 @@ def load_model(
     model = _load_program(weights, spec) if weights is not None else None
     if model is None:
         if spec is None:
-            has = "no weights" if weights is None else f"{weights}, which holds weights alone"
+            option = "--weights" if role == "teacher" else f"--{role}-weights"
+            has = "" if weights is None else f"; {weights} holds weights alone"
             raise InputError(
-                f"no model: wanted package.module:callable, or a TorchScript or torch.export program; got {has}"
+                f"no {role}: give --{role} package.module:callable, or a TorchScript or torch.export program as "
+                f"{option}{has}"
             )
         model = build_model(spec)
         if weights is not None:

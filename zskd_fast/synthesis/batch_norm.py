@@ -29,7 +29,8 @@ class StatisticsPrior:
     def __init__(self, model: nn.Module):
         self._layers = batch_norms(model)
         self._own = threading.local()
-        self.description = f"impressions drawn to the running statistics of {len(self._layers)} layers of the teacher"
+        layers = f"{len(self._layers)} layer{'s' if len(self._layers) > 1 else ''}"
+        self.description = f"impressions drawn to the running statistics of {layers} of the teacher"
         """For a summary."""
 
     @contextlib.contextmanager
