@@ -32,6 +32,11 @@ def test_without_a_shape_the_option_is_named(capsys):
     assert "give --input.shape, such as --input.shape 3 32 32, or a preset" in capsys.readouterr().err
 
 
+def test_a_normalization_without_a_shape_is_refused(capsys):
+    assert main(*RUN, "--input.mean", "0.5", "--input.std", "0.5") == 2
+    assert "--input.std need --input.shape beside them" in capsys.readouterr().err
+
+
 def test_a_processor_file_beside_the_weights_gives_the_input(workplace, capsys):  # noqa: F811
     facts = {"size": 8, "image_mean": [0.5], "image_std": [0.25]}
     (workplace / PROCESSOR_FILE).write_text(json.dumps(facts))

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -6,7 +7,7 @@ from zskd_fast.errors import InputError
 
 
 def test_normalizes_each_channel_by_its_own_mean_and_std():
-    spec = InputSpec(shape=(2, 3, 3), mean=(1.0, 2.0), std=(2.0, 4.0))
+    spec = InputSpec(shape=(2, 3, 3), valid_range=(0.0, 3.0), mean=(1.0, 2.0), std=(2.0, 4.0))
     x = torch.randn(5, 2, 3, 3)
     expected = torch.stack([(x[:, 0] - 1) / 2, (x[:, 1] - 2) / 4], dim=1)
     assert torch.equal(spec.normalize(x), expected)
@@ -46,8 +47,16 @@ def test_normalizing_in_inference_mode_first_keeps_later_gradients():
         ({"shape": (3,), "mean": (0.0, 0.0), "std": (1.0, 1.0)}, "1 or 3 values"),
         ({"shape": (3,), "mean": (0.0,), "std": (0.0,)}, "above 0"),
         ({"shape": (3,), "mean": (float("nan"),), "std": (1.0,)}, "finite"),
+        ({"shape": (3,), "mean": (123.7,), "std": (58.4,)}, "is outside of the valid range"),
     ],
 )
 def test_fields_that_cannot_describe_an_input_are_refused(fields, message):
     with pytest.raises(InputError, match=message):
         InputSpec(**fields)
+
+
+@pytest.mark.parametrize("array", [np.array, torch.tensor])
+def test_arrays_become_plain_numbers(array):
+    spec = InputSpec(array([3, 8, 8]), mean=array([0.5]), std=array([0.25]))
+    assert spec == InputSpec((3, 8, 8), mean=(0.5,), std=(0.25,))
+    assert [type(size) for size in spec.shape] == [int] * 3 and type(spec.mean[0]) is float

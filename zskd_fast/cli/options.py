@@ -28,8 +28,12 @@ class Input:
     """Standard deviation that the normalization divides by: as many values as the mean."""
 
     def spec(self) -> InputSpec | None:
-        """Return the input; None if no shape is given. Raises InputError if a field cannot describe an input."""
-        return InputSpec(self.shape, self.valid_range, self.mean, self.std) if self.shape else None
+        """Return the input; None if nothing is given. Raises InputError if the fields cannot describe an input."""
+        if self == Input():
+            return None
+        if not self.shape:
+            raise InputError("--input.valid-range, --input.mean and --input.std need --input.shape beside them")
+        return InputSpec(self.shape, self.valid_range, self.mean, self.std)
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,12 @@ class InputSpec:
         _check_shape(self.shape)
         _check_range(self.valid_range)
         _check_normalization(self.mean, self.std, channels=self.shape[0])
+        low, high = self.valid_range
+        if not all(low <= value <= high for value in self.mean):
+            raise InputError(
+                f"mean {self.mean} is outside of the valid range {self.valid_range}: both are raw values, so a mean of "
+                "123 belongs to a range of 0 to 255"
+            )
 
     @property
     def is_image(self) -> bool:
@@ -80,7 +86,7 @@ def _per_channel(values: tuple[float, ...], rank: int, dtype: torch.dtype, devic
 
 def _as_tuple(name: str, values: Any) -> tuple[Any, ...]:
     try:
-        return tuple(values)
+        return tuple(values.tolist() if hasattr(values, "tolist") else values)  # numbers, not those of numpy or torch
     except TypeError:
         raise InputError(f"input {name} must be a sequence of numbers, got {values!r}") from None
 

@@ -30,7 +30,8 @@ def find_input_spec(model: nn.Module, weights: str | Path | None) -> InputSpec:
         return _from_processor(path)
     raise InputError(
         "the shape of the input is not given, and the teacher has neither a pretrained_cfg nor a "
-        f"{PROCESSOR_FILE} beside its weights; give --input.shape, such as --input.shape 3 32 32, or a preset (--input)"
+        f"{PROCESSOR_FILE} beside its weights; give --input.shape, such as --input.shape 3 32 32, or a preset "
+        "(--input); in Python input_shape=(3, 32, 32)"
     )
 
 

@@ -16,6 +16,7 @@ from zskd_fast.config.adaptation import adapt
 from zskd_fast.config.input_spec import InputSpec
 from zskd_fast.config.recipe import Recipe
 from zskd_fast.config.recipe_files import load_recipe
+from zskd_fast.errors import InputError
 from zskd_fast.models.classifier import ForwardFn, LogitsFn, as_classifier
 from zskd_fast.models.input_facts import find_input_spec
 from zskd_fast.real_data.evaluation import TestSet
@@ -85,12 +86,14 @@ def distill(
         synthesis = replace(synthesis, impressions=impressions)
     if steps is not None:
         distillation = replace(distillation, steps=steps)
-    if input_shape is None:
-        spec = find_input_spec(teacher, None)
+    # InputSpec makes tuples of any sequences and refuses what is none.
+    given: dict[str, Any] = {"valid_range": valid_range, "mean": mean, "std": std}
+    if input_shape is not None:
+        spec = InputSpec(input_shape, **given)  # type: ignore[arg-type]
+    elif tuple(valid_range) != (0.0, 1.0) or len(mean) or len(std):
+        raise InputError("valid_range, mean and std need input_shape beside them")
     else:
-        # InputSpec makes tuples of any sequences and refuses what is none.
-        given: dict[str, Any] = {"shape": input_shape, "valid_range": valid_range, "mean": mean, "std": std}
-        spec = InputSpec(**given)
+        spec = find_input_spec(teacher, None)
     synthesis, synthesis_notes = adapt(synthesis, spec)
     distillation, distillation_notes = adapt(distillation, spec)
     notes = [*synthesis_notes, *distillation_notes]
