@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from small_models import (
@@ -45,6 +46,12 @@ def test_a_nan_loss_stops_the_run_at_the_next_check(monkeypatch, progress):
 def test_teacher_and_student_must_have_the_same_classes():
     with pytest.raises(InputError, match="teacher has 4 classes, but the student has 3"):
         distilled(student=vector_classifier(classes=3))
+
+
+@pytest.mark.parametrize("given", [[torch.zeros(4, 6)], "impressions", np.zeros((4, 6))], ids=["list", "path", "array"])
+def test_impressions_of_another_type_are_refused(given):
+    with pytest.raises(InputError, match=r"must be Impressions, a Store or a tensor x\[N, \*shape\], got a "):
+        distilled(impressions=given)
 
 
 def test_a_student_that_rejects_the_input_is_named():

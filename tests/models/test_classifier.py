@@ -40,6 +40,21 @@ def test_the_model_gets_normalized_inputs_and_returns_float32_logits():
     torch.testing.assert_close(logits, double.model((x.double() - 0.5) / 0.25).float())
 
 
+@pytest.mark.parametrize(
+    ("model", "got"),
+    [
+        ("resnet18", "an object of type str"),
+        (nn.Identity, "the class Identity; call it"),
+        (nn.Identity().state_dict(), "a dict; build the model and give it these weights by load_state_dict"),
+        (lambda x: x, "an object of type function"),
+    ],
+    ids=["name", "class", "weights", "function"],
+)
+def test_what_is_no_module_is_refused(model, got):
+    with pytest.raises(InputError, match=f"^the student must be an nn.Module, got {got}$"):
+        Classifier(model, IMAGE, role="student")
+
+
 def test_the_number_of_classes_and_of_parameters():
     classifier = Classifier(image_classifier(classes=7), IMAGE)
     assert classifier.num_classes == 7

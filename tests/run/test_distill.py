@@ -238,6 +238,7 @@ def test_progress_is_shown_only_if_asked_for(capsys):
         ({"seed": -1}, r"the seed must be an integer from 0 to 2\^63 - 1, got -1"),
         ({"input_shape": (1, 0, 8)}, "input shape must be one or more integers from 1 up"),
         ({"input_shape": 64}, "input shape must be a sequence of numbers, got 64"),
+        ({"impressions": 10.0}, r"synthesis\.impressions must be an integer, got 10\.0"),
         ({"input_shape": None}, r"in Python input_shape=\(3, 32, 32\)"),
         ({"input_shape": None, "mean": (0.5,), "std": (0.5,)}, "valid_range, mean and std need input_shape"),
         ({"input_shape": (3, 8, 8)}, r"the teacher rejects a batch of 3 inputs of shape \[3, 8, 8\]"),

@@ -199,3 +199,8 @@ def test_the_classifier_weights_may_be_given():
     assert torch.equal(small_synthesizer(layer=weight).similarity, class_similarity(weight))
     with pytest.raises(InputError, match=r"\[5, 9\], wanted \[4, D\]"):
         small_synthesizer(layer=torch.randn(5, 9))
+
+
+def test_a_layer_of_another_type_is_refused():
+    with pytest.raises(InputError, match=r"layer must be the name of a layer or a tensor \[4, D\], got a ndarray"):
+        small_synthesizer(layer=torch.ones(4, 5).numpy())

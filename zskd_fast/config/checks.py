@@ -27,6 +27,11 @@ class Check:
         for name in names:
             self.that(name, "a finite number", is_finite(getattr(self.owner, name)))
 
+    def integer(self, *names: str) -> None:
+        """Each field is an int."""
+        for name in names:
+            self.that(name, "an integer", type(getattr(self.owner, name)) is int)
+
     def at_least(self, lowest: float, *names: str) -> None:
         """Each field is a finite number from `lowest` up."""
         self.finite(*names)

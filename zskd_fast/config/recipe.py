@@ -121,6 +121,7 @@ class ImpressionRecipe:
         check.at_least(1, "batch_size")
         check.above_zero("concentration_floor", "temperature", "learning_rate", "adam_eps")
         check.at_least(0, "steps", "l1", "l2", "total_variation", "statistics_prior", "final_learning_rate_fraction")
+        check.integer("batch_size", "steps")
         check.decays("adam_betas")
         check.one_of("targets", _TARGETS)
         check.one_of("store_dtype", _STORE_DTYPES)
@@ -142,7 +143,9 @@ class SynthesisRecipe(ImpressionRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        Check(self, "recipe: synthesis.").at_least(1, "impressions", "shard_size")
+        check = Check(self, "recipe: synthesis.")
+        check.at_least(1, "impressions", "shard_size")
+        check.integer("impressions", "shard_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,6 +255,7 @@ class DistillationRecipe:
     def __post_init__(self) -> None:
         check = Check(self, "recipe: distillation.")
         check.at_least(1, "steps", "batch_size")
+        check.integer("steps", "batch_size")
         check.above_zero("temperature", "max_learning_rate", "start_divisor", "final_divisor", "adam_eps")
         check.fraction("warmup_fraction", "beta2")
         check.decays("beta1_range")

@@ -287,8 +287,11 @@ class Distiller:
             x = impressions.x[order].detach().to(self.device, torch.float32)
             if not self.recipe.relabel:
                 teacher_logits = impressions.teacher_logits[order].detach().to(self.device, torch.float32)
-        else:
+        elif isinstance(impressions, torch.Tensor):
             x = impressions.detach().to(self.device, torch.float32)
+        else:
+            kind = type(impressions).__name__
+            raise InputError(f"impressions must be Impressions, a Store or a tensor x[N, *shape], got a {kind}")
         self._check_rows(x, teacher_logits)
         return _Data(x, teacher_logits, calibrates=self._can_calibrate and len(x) > 1 and _may_calibrate(impressions))
 

@@ -52,6 +52,8 @@ class Classifier:
         forward_fn: ForwardFn | None = None,
         name: str | None = None,
     ):
+        if not isinstance(model, nn.Module):
+            raise InputError(f"the {role} must be an nn.Module, got {_described(model)}")
         self.model = model
         self.input_spec = input_spec
         self.role = role
@@ -309,6 +311,14 @@ def _weights_sha256(model: nn.Module) -> str:
         digest.update(f"{name}:".encode())
         digest.update(tensor_sha256(tensor).encode())
     return digest.hexdigest()
+
+
+def _described(value: object) -> str:
+    if isinstance(value, type) and issubclass(value, nn.Module):
+        return f"the class {value.__name__}; call it"
+    if isinstance(value, dict):
+        return "a dict; build the model and give it these weights by load_state_dict"
+    return f"an object of type {type(value).__name__}"
 
 
 def _device_and_dtype(model: nn.Module, role: str) -> tuple[torch.device, torch.dtype]:

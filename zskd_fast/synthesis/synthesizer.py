@@ -187,6 +187,9 @@ class Synthesizer:
                 wanted = f"[{teacher.num_classes}, D]"
                 raise InputError(f"the classifier weights given as layer are {list(layer.shape)}, wanted {wanted}")
             return f"matrix {tensor_sha256(layer)}", ClassSimilarity(classifier_weight(layer).to(self.device))
+        if not isinstance(layer, str | None):
+            kind = type(layer).__name__
+            raise InputError(f"layer must be the name of a layer or a tensor [{teacher.num_classes}, D], got a {kind}")
         with frozen(teacher.model):
             name, _ = find_classifier_layer(
                 teacher.model,
