@@ -97,7 +97,7 @@ def test_the_prior_weighs_its_distance_times_the_size_of_the_batch():
 def test_an_impression_depends_on_its_batch_but_not_on_the_ids_asked_for():
     synthesizer = _synthesizer()
     whole = synthesizer.run(range(12))
-    for ids in ([9], [2, 1], [11, 0, 5], [3, 1, 0, 2], [5, 5, 4, 4]):
+    for ids in ([9], [2, 1], [11, 0, 5], [3, 1, 0, 2], [5, 5, 4, 4], [4, 4, 4, 7]):
         some = synthesizer.run(ids)
         assert some.id.tolist() == ids
         assert torch.equal(some.x, whole.x[ids]) and torch.equal(some.teacher_logits, whole.teacher_logits[ids])
