@@ -55,6 +55,12 @@ def test_what_is_no_module_is_refused(model, got):
         Classifier(model, IMAGE, role="student")
 
 
+def test_a_program_that_was_exported_for_batches_of_one_size_is_refused_with_the_remedy():
+    exported = torch.export.export(image_classifier().eval(), (torch.rand(5, *IMAGE.shape),)).module()
+    with pytest.raises(InputError, match=r"a batch of 3 inputs.*; export it for batches of any size: .*dynamic_shapes"):
+        Classifier(exported, IMAGE)
+
+
 def test_the_number_of_classes_and_of_parameters():
     classifier = Classifier(image_classifier(classes=7), IMAGE)
     assert classifier.num_classes == 7

@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
 def test_item_i_is_the_impression_with_id_i(folder):
     dataset, wanted = ImpressionDataset(folder), all_impressions(Store.open(folder)).tensors()
     wanted["class"] = wanted.pop("class_index")
-    assert len(dataset) == 20
+    assert len(dataset) == 20 and dataset.input_spec == IMAGE
     for index in (0, 19, 7, 0):
         item = dataset[index]
         assert item.keys() == wanted.keys()

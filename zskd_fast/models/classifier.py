@@ -197,6 +197,8 @@ class Classifier:
                 f"; for a model that takes a dict or several inputs give {option} (--{option.replace('_', '-')} "
                 "package.module:callable), a function of the model and x that calls the model"
             )
+        elif "size()[0] ==" in str(error) or ".shape[0] to be" in str(error):  # as torch.export's guards say
+            help_ = "; export it for batches of any size: torch.export.export(..., dynamic_shapes=({0: Dim('batch')},))"
         elif len(types) > 1:
             found = " and ".join(f"{str(dtype).removeprefix('torch.')} ({name})" for dtype, name in types.items())
             help_ = f"; its weights are of several types, {found}: convert them to one, as by model.float()"

@@ -19,6 +19,8 @@ _OPEN_SHARDS = 8
 class ImpressionDataset(Dataset[dict[str, torch.Tensor]]):
     """The impressions of a finished store: item i is a dict of the columns of the impression with id i.
 
+    x is in the raw range; ``input_spec.normalize`` gives a batch of it as the models see it.
+
     ``columns`` are the columns to return, named as in the files; by default all: x [*shape] float32 (whatever type the
     store keeps), target [K] float32, teacher_logits [K] float32, id, class and steps int64, beta and loss float32. A
     shard is mapped when a row of it is first read, at most 8 at a time; with ``verify`` it is hashed then, once per
@@ -30,6 +32,7 @@ class ImpressionDataset(Dataset[dict[str, torch.Tensor]]):
 
     def __init__(self, folder: str | Path, *, columns: Sequence[str] | None = None, verify: bool = True):
         self.store = Store.open(folder)
+        self.input_spec = self.store.identity.input
         self.verify = verify
         self.store.require_complete()
         self._open: OrderedDict[int, safe_open] = OrderedDict()
