@@ -76,6 +76,10 @@ def distill(
         progress: show progress bars on stderr, and a warning before the student learns if the impressions do not reach
             their classes. The record has the numbers in any case: ``record.synthesis.health``.
 
+    Returns:
+        The record: `synthesis.health` of the impressions, `distillation.loss` of each step, the `notes` of both on what
+        followed from the two models, `accuracy` with `test`, seconds, and the environment.
+
     Raises:
         InputError: before any work, if a model, the recipe or the folder cannot be used; later, if an impression or the
             loss becomes NaN.
