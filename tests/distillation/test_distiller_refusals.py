@@ -54,6 +54,12 @@ def test_impressions_of_another_type_are_refused(given):
         distilled(impressions=given)
 
 
+def test_inputs_outside_the_valid_range_are_refused():
+    with pytest.raises(InputError, match="x holds values from 0 to 255, the valid range is 0 to 1; give raw values"):
+        distilled(impressions=torch.linspace(0, 255, 24).reshape(4, 6))
+    distilled(impressions=torch.linspace(-0.005, 1.005, 24).reshape(4, 6))
+
+
 def test_a_student_that_rejects_the_input_is_named():
     with pytest.raises(InputError, match="the student rejects"):
         distilled(student=nn.Linear(5, 4))

@@ -66,6 +66,16 @@ class InputSpec:
         low, high = self.valid_range
         return x if (low, high) == (0, 1) else (x - low) / (high - low)
 
+    def require_raw(self, x: torch.Tensor) -> None:
+        """Raise InputError if x holds values outside the valid range, by more than a hundredth of it."""
+        low, high = self.valid_range
+        slack = (high - low) / 100
+        if x.numel() and bool((x < low - slack).any() | (x > high + slack).any()):
+            raise InputError(
+                f"x holds values from {float(x.min()):g} to {float(x.max()):g}, the valid range is {low:g} to "
+                f"{high:g}; give raw values, before normalization, or the range that they have"
+            )
+
     def normalize(self, x: torch.Tensor) -> torch.Tensor:
         """Return (x - mean) / std per channel for x[N, *shape]; x itself if there is no normalization."""
         if not self.mean:

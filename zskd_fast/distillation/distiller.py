@@ -289,6 +289,7 @@ class Distiller:
                 teacher_logits = impressions.teacher_logits[order].detach().to(self.device, torch.float32)
         elif isinstance(impressions, torch.Tensor):
             x = impressions.detach().to(self.device, torch.float32)
+            self.input_spec.require_raw(x)
         else:
             kind = type(impressions).__name__
             raise InputError(f"impressions must be Impressions, a Store or a tensor x[N, *shape], got a {kind}")
