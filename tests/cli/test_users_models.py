@@ -176,7 +176,7 @@ def test_a_torchscript_teacher_gives_the_student_of_its_model(name):
         ([*TEACHER, "--weights", "empty.pth"], "empty.pth: an empty file"),
         ([*TEACHER, "--weights", "folder"], "folder: a folder, wanted a file of weights; the folder holds nothing"),
         ([*TEACHER, "--weights", "hundred.pth"], "the weights are of 100 classes, but users_models:teacher builds 4"),
-        (["--weights", "teacher.safetensors"], "got teacher.safetensors, which holds weights alone"),
+        (["--weights", "teacher.safetensors"], "teacher.safetensors holds weights alone"),
         ([*TEACHER, "--weights", "teacher.safetensors", "--weights-key", "ema"], "has no weights at 'ema'"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
