@@ -98,6 +98,24 @@ def test_a_frozen_last_layer_stays_the_students_own(second):
     assert _shared(_mlp(12, seed=1), student) is None
 
 
+class Tied(nn.Module):
+    """Uses the weight of its last layer for another one, too, as language models do."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.first, self.hidden, self.last = nn.Linear(6, width), nn.Linear(width, 4), nn.Linear(width, 4)
+        self.hidden.weight = self.last.weight
+
+    def forward(self, x):
+        hidden = self.first(x).relu()
+        return self.last(hidden + self.hidden(hidden) @ self.last.weight)
+
+
+@pytest.mark.parametrize("width", [8, 5], ids=["of the teacher's shape", "of another shape"])
+def test_a_last_layer_whose_weight_another_layer_uses_stays_the_students_own(width):
+    assert _shared(_mlp(16), Tied(width)) is None
+
+
 def test_layers_are_taken_over_up_to_the_first_with_a_frozen_parameter():
     student = nn.Sequential(nn.Linear(6, 6), *_mlp(16))
     student[3].weight.requires_grad_(False)

@@ -114,6 +114,18 @@ def test_other_changes_in_the_same_folder_are_another_run(tmp_path: Path, data: 
     assert len(read_outcomes(order.results)) == 2
 
 
+def test_the_students_of_another_teacher_are_not_given_for_those_of_this_one(tmp_path: Path, data: Path) -> None:
+    order = _order(tmp_path, data, methods=("zskd",))
+    (own,) = repeat(order, _CPU)
+    state = safetensors.torch.load_file(str(SETUPS["fast-mnist"].teacher.weights))
+    last = [name for name in state if name.startswith("classifier")][-2:]
+    state |= {name: state[name].roll(1, dims=0).clone() for name in last}
+    safetensors.torch.save_file(state, str(tmp_path / "other.safetensors"))
+    with pytest.raises(InputError, match="teacher"):
+        repeat(dataclasses.replace(order, weights=tmp_path / "other.safetensors"), _CPU)
+    assert repeat(order, _CPU) == [own]
+
+
 def test_the_teacher_is_hashed_once_for_all_seeds_and_methods(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

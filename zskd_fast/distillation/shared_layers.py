@@ -81,11 +81,11 @@ class SharedLayers:
             return None
         layers = 0
         for a, b in zip(reversed(theirs.layers), reversed(mine.layers), strict=False):
-            if not is_same(a.module, b.module) or is_frozen(b.module):
+            if not (is_same(a.module, b.module) and _may_be_set(b.module, student.model)):
                 break
             layers += 1
         if layers == 0:
-            fits = _can_hold_product(mine.layers[-1], theirs.layers[-1])
+            fits = _can_hold_product(mine.layers[-1], theirs.layers[-1], student.model)
             return cls(theirs, mine, student.model, layers=0) if fits else None
         while layers and not (_is_linear(theirs.layers[-layers]) and _can_learn(student.model, mine.layers[-layers:])):
             layers -= 1
@@ -273,13 +273,22 @@ def _is_linear(call: _Call) -> bool:
     return isinstance(call.module, nn.Linear)
 
 
-def _can_hold_product(own: _Call, teacher: _Call) -> bool:
+def _may_be_set(layer: nn.Module, student: nn.Module) -> bool:
+    """Whether the parameters of a layer are neither frozen nor those of another layer, too."""
+    own = {id(parameter) for parameter in layer.parameters()}
+    users = [module for module in student.modules() if own & {id(each) for each in module.parameters(recurse=False)}]
+    return not is_frozen(layer) and len(users) <= 1
+
+
+def _can_hold_product(own: _Call, teacher: _Call, student: nn.Module) -> bool:
     """Whether the product of a projection and the teacher's last layer can be put into the student's own last layer.
 
     Both have to compute what `nn.Linear` does, and the student's weight has to be a parameter, not made of others nor
-    frozen. A student that is nothing but that layer has no place for a projection.
+    frozen or used elsewhere. A student that is nothing but that layer has no place for a projection.
     """
-    if is_frozen(own.module) or not all(type(call.module).forward is nn.Linear.forward for call in (own, teacher)):
+    if not _may_be_set(own.module, student) or not all(
+        type(call.module).forward is nn.Linear.forward for call in (own, teacher)
+    ):
         return False
     has_room = own.module.bias is not None or teacher.module.bias is None
     parameters = {name for name, _ in own.module.named_parameters()}

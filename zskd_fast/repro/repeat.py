@@ -105,7 +105,8 @@ def _training_split(order: Order) -> LabelledImages | None:
 def _run_methods(task: Task, order: Order) -> list[Outcome]:
     file = task.folder / "outcomes.csv"
     runs = {method: (task.name, task.recipe.name, task.change, method, task.seed) for method in METHODS}
-    known = {outcome.run: outcome for outcome in read_outcomes(file)}
+    same_teacher = [each for each in read_outcomes(file) if each.teacher_accuracy == task.teacher_accuracy]
+    known = {outcome.run: outcome for outcome in same_teacher}
     for method in order.methods:
         run = runs[method]
         if run not in known:
