@@ -83,9 +83,9 @@ def _fit(teacher, student, impressions, spec=VECTOR, fit=None, **recipe):
 
 def test_every_layer_with_the_teachers_shape_is_taken_over_from_the_last_one_on():
     shared = _shared(_mlp(16), _mlp(12))
-    assert shared.description == "5 of the teacher; the student's 8 features before it are matched"
+    assert shared.description == "'5' of the teacher; the student's 8 features before it are matched"
     shared = _shared(_mlp(16), nn.Sequential(nn.Linear(6, 6), *_mlp(16)))
-    assert shared.description == "1 and 3 and 6 of the teacher; the student's 6 features before it are matched"
+    assert shared.description == "'1' and '3' and '6' of the teacher; the student's 6 features before them are matched"
 
 
 @pytest.mark.parametrize("second", [8, 5], ids=["of the teacher's shape", "of another shape"])
@@ -119,7 +119,8 @@ def test_a_last_layer_whose_weight_another_layer_uses_stays_the_students_own(wid
 def test_layers_are_taken_over_up_to_the_first_with_a_frozen_parameter():
     student = nn.Sequential(nn.Linear(6, 6), *_mlp(16))
     student[3].weight.requires_grad_(False)
-    assert _shared(_mlp(16), student).description == "6 of the teacher; the student's 8 features before it are matched"
+    shared = _shared(_mlp(16), student)
+    assert shared.description == "'6' of the teacher; the student's 8 features before it are matched"
 
 
 def test_the_layers_are_the_teachers_at_the_end_and_can_be_trained_again():

@@ -116,7 +116,7 @@ def test_what_follows_from_the_two_models_is_printed_and_reported(tmp_path, caps
     for caption, note in (
         ("batch norm", "impressions drawn to the running statistics of 1 layer of the teacher"),
         ("batch norm", "labels on the statistics of each batch, student calibrated on impressions"),
-        ("shared layers", "4 of the teacher; the student's 144 features before it are matched"),
+        ("shared layers", "'4' of the teacher; the student's 144 features before it are matched"),
     ):
         assert f"\n{caption:<14}{note}\n" in printed
         assert f"<p>{caption.capitalize()}: {note}.</p>" in page

@@ -137,9 +137,10 @@ class SharedLayers:
         features = f"{got} features"
         if self._has_maps and own_map is not None:
             features += f" of {own_map.shape[2]}x{own_map.shape[3]}"
-        layers = " and ".join(call.name for call in mine if call.module.state_dict())
+        names = [f"'{call.name}'" for call in mine if call.module.state_dict()]
+        them = "it" if len(names) == 1 else "them"
         how = f"projected to its {wanted}" if self._is_projected else "matched"
-        return f"{layers} of the teacher; the student's {features} before it are {how}"
+        return f"{' and '.join(names)} of the teacher; the student's {features} before {them} are {how}"
 
     def _keep_wanted(self, features: torch.Tensor) -> None:
         self._wanted = features.detach()
