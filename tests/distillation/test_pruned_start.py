@@ -13,7 +13,7 @@ from torch import nn
 from zskd_fast.config.input_spec import InputSpec
 from zskd_fast.config.recipe_files import changed, load_recipe
 from zskd_fast.distillation.distiller import Distiller
-from zskd_fast.distillation.pruned_start import pruned_start
+from zskd_fast.distillation.pruned_start import fewer_channels, pruned_start
 from zskd_fast.distillation.pruned_start.least_squares import Moments, kept_channels
 from zskd_fast.errors import InputError
 from zskd_fast.models import LeNet5, LeNet5Half
@@ -386,7 +386,7 @@ def _distiller(teacher, student, *, seed=1, **recipe):
 
 
 def _fit(teacher, student, *, fit=None, **recipe):
-    history = _distiller(teacher, student, **recipe).fit(vectors(512), progress=False, **(fit or {}))
+    history = _distiller(teacher, student, **recipe).fit(vectors(512), **{"progress": False} | (fit or {}))
     return student.eval(), history
 
 
@@ -403,6 +403,13 @@ def test_a_student_with_fewer_features_starts_from_the_teachers_with_and_without
 def test_a_student_that_leaves_out_a_layer_in_train_mode_is_refused_in_a_sentence():
     with pytest.raises(InputError, match=r"leaves out a layer in train mode.*pruned_start to false"):
         _fit(LeavingOut(8), LeavingOut(5))
+
+
+@pytest.mark.parametrize("seconds", [0, 60])
+def test_a_start_that_takes_its_time_shows_how_far_it_is(seconds, monkeypatch, capsys):
+    monkeypatch.setattr(fewer_channels, "_SHOWN_AFTER_SECONDS", seconds)
+    _fit(_mlp(), _mlp(5, seed=1), fit={"progress": True})
+    assert ("pruned start: 100%" in capsys.readouterr().err) == (seconds == 0)
 
 
 def test_without_it_the_student_starts_from_its_own_weights():

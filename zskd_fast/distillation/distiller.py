@@ -195,18 +195,13 @@ class Distiller:
 
     def _train(self, state: TrainingState, data: _Data, saver: Saver | None, observer: _Observer, world: World) -> None:
         """Take the steps that are left, up to the last or to a signal; see `fit`."""
+        shown = observer.progress and world.is_first
         if self.pruned and state.step == 0:
-            self._set_first_weights(self.pruned, data.x)
+            self._set_first_weights(self.pruned, data.x, shown=shown)
         batches = Batches(data.x, self.recipe, self.input_spec, seed=self.seed, device=self.device, world=world)
         training_step = self._training_step(batches, data, world)
         training_step.capture(state.step)
-        bar = progress_bar(
-            "distillation",
-            total=self.recipe.steps,
-            done=state.step,
-            unit="step",
-            shown=observer.progress and world.is_first,
-        )
+        bar = progress_bar("distillation", total=self.recipe.steps, done=state.step, unit="step", shown=shown)
         with self._stoppable(saver, world) as request, bar:
             is_stopped, told = False, torch.zeros((), device=self.device)
             while state.step < self.recipe.steps and not is_stopped:
@@ -224,7 +219,7 @@ class Distiller:
                     with self.timer("io"):
                         saver.save(state)
 
-    def _set_first_weights(self, pruned: PrunedStart, x: Rows) -> None:
+    def _set_first_weights(self, pruned: PrunedStart, x: Rows, *, shown: bool) -> None:
         """Set the student's first weights from the teacher's; all processes compute the same, on whole batches."""
         batches = Batches(x, self.recipe, self.input_spec, seed=self.seed, device=self.device)
 
@@ -234,7 +229,9 @@ class Distiller:
         projection = self.shared.projection if self.shared else None
         seed_torch(self.device, f"{self.seed}:start")  # for a student with dropout
         with self.timer("pruned start"):
-            pruned.set_weights(self._teacher, self._student, inputs, projection, on_batch=self._labels_on_batch)
+            pruned.set_weights(
+                self._teacher, self._student, inputs, projection, on_batch=self._labels_on_batch, shown=shown
+            )
 
     def _training_step(self, batches: Batches, data: _Data, world: World) -> TrainingStep:
         return TrainingStep(

@@ -22,12 +22,14 @@ from zskd_fast.distillation.pruned_start.pairs import Pair, matrix, pairs_of, wi
 from zskd_fast.errors import InputError
 from zskd_fast.models.classifier import Classifier
 from zskd_fast.runtime.precision import full_float32
+from zskd_fast.runtime.progress import progress_bar
 from zskd_fast.synthesis.batch_norm import on_batch_statistics
 
 _POSITIONS = 8  # in the map of a convolution, per input
 # Rows for each input of a unit of the student; the choice of channels needs half as many for those of the teacher.
 _ROWS = 7
 _LEAST_ROWS = 4096
+_SHOWN_AFTER_SECONDS = 5.0
 
 
 class FewerChannels:
@@ -60,9 +62,12 @@ class FewerChannels:
         projection: nn.Module | None = None,
         *,
         on_batch: bool = False,
+        shown: bool = False,
     ) -> None:
         """Set the weights; see `PrunedStart`."""
-        with full_float32():
+        layers = len(self._pairs)
+        bar = progress_bar("pruned start", total=layers, unit="layer", shown=shown, delay=_SHOWN_AFTER_SECONDS)
+        with full_float32(), bar:
             with on_batch_statistics(teacher.model) if on_batch else contextlib.nullcontext():
                 kept, targets = self._of_teacher(teacher, inputs, wants_features=projection is not None)
             left_alone: set[int] = set()
@@ -75,6 +80,7 @@ class FewerChannels:
                     copy_weights(pair.teacher, layer, channels)
                 else:
                     _fit(layer, student, inputs, targets[index][:, channels], seed=self._fitted.index(index))
+                bar.update()
 
     def _of_teacher(
         self, teacher: Classifier, inputs: Inputs, *, wants_features: bool

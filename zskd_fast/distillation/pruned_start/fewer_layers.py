@@ -47,6 +47,7 @@ class FewerLayers:
         projection: nn.Module | None = None,
         *,
         on_batch: bool = False,
+        shown: bool = False,
     ) -> None:
         """Copy the weights; see `PrunedStart`."""
         for layer, source in self._sources.items():

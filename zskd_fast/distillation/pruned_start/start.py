@@ -28,11 +28,13 @@ class PrunedStart(Protocol):
         projection: nn.Module | None = None,
         *,
         on_batch: bool = False,
+        shown: bool = False,
     ) -> None:
         """Set the weights of the student, which is in train mode; a layer with a frozen parameter keeps its own.
 
         ``projection`` takes the place of the student's last layer and is fitted to the input of the teacher's, where
-        anything is fitted. ``on_batch`` fits to what the teacher gives on the statistics of each batch.
+        anything is fitted. ``on_batch`` fits to what the teacher gives on the statistics of each batch. ``shown`` shows
+        a progress bar where it takes more than some seconds.
         """
 
 
