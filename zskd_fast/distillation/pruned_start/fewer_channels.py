@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -69,7 +69,8 @@ class FewerChannels:
         bar = progress_bar("pruned start", total=layers, unit="layer", shown=shown, delay=_SHOWN_AFTER_SECONDS)
         with full_float32(), bar:
             with on_batch_statistics(teacher.model) if on_batch else contextlib.nullcontext():
-                kept, targets = self._of_teacher(teacher, inputs, wants_features=projection is not None)
+                kept = self._kept(teacher, inputs)
+                targets = self._targets(teacher, inputs, kept, wants_features=projection is not None)
             left_alone: set[int] = set()
             for index, pair in enumerate(self._pairs):
                 channels = kept.get(pair.writes, slice(None))
@@ -79,33 +80,45 @@ class FewerChannels:
                 elif pair.is_normalization:
                     copy_weights(pair.teacher, layer, channels)
                 else:
-                    _fit(layer, student, inputs, targets[index][:, channels], seed=self._fitted.index(index))
+                    _fit(layer, student, inputs, targets[index], seed=self._fitted.index(index))
                 bar.update()
 
-    def _of_teacher(
-        self, teacher: Classifier, inputs: Inputs, *, wants_features: bool
-    ) -> tuple[dict[int, torch.Tensor], dict[int, torch.Tensor]]:
-        """Return which channels are kept, by their number, and what each fitted layer gives: rows [S, channels].
+    def _kept(self, teacher: Classifier, inputs: Inputs) -> dict[int, torch.Tensor]:
+        """Return which channels are kept, by their number."""
+        narrower = {pair.writes for pair in self._pairs if pair.is_narrower}
+        readers = {index: Moments() for index in self._fitted if self._pairs[index].reads in narrower}
+        for index, given, _ in self._calls(teacher, inputs):
+            if index in readers:
+                readers[index].add(given)
+        kept = {}
+        for number in narrower:
+            own = [index for index in readers if self._pairs[index].reads == number]
+            matrices = [(readers[index].covariance(), matrix(self._pairs[index].teacher)) for index in own]
+            kept[number] = kept_channels(
+                matrices, *map(width, (self._pairs[number].teacher, self._pairs[number].student))
+            )
+        return kept
+
+    def _targets(
+        self, teacher: Classifier, inputs: Inputs, kept: dict[int, torch.Tensor], *, wants_features: bool
+    ) -> dict[int, torch.Tensor]:
+        """Return what each fitted layer of the teacher gives in the channels that are kept: rows [S, channels].
 
         ``wants_features`` takes the input of the last layer in the place of its output.
         """
-        layers = {index: self._pairs[index].teacher for index in self._fitted}
-        narrower = {pair.writes for pair in self._pairs if pair.is_narrower}
-        moments = {index: Moments() for index in layers if self._pairs[index].reads in narrower}
-        targets: dict[int, list[torch.Tensor]] = {index: [] for index in layers}
-        for answers in _calls(teacher, inputs, list(layers.values())):
-            for seed, ((index, layer), (given, answer)) in enumerate(zip(layers.items(), answers, strict=True)):
-                is_feature = wants_features and index == self._fitted[-1]
-                targets[index].append(given if is_feature else _outputs(layer, answer, seed=seed))
-                if index in moments:
-                    moments[index].add(_inputs(layer, given, seed=seed))
-        kept = {}
-        for number in narrower:
-            readers = [index for index in moments if self._pairs[index].reads == number]
-            matrices = [(moments[index].covariance(), matrix(layers[index])) for index in readers]
-            pair = self._pairs[number]
-            kept[number] = kept_channels(matrices, width(pair.teacher), width(pair.student))
-        return kept, {index: torch.cat(parts) for index, parts in targets.items()}
+        targets: dict[int, list[torch.Tensor]] = {index: [] for index in self._fitted}
+        for index, given, answer in self._calls(teacher, inputs):
+            is_feature = wants_features and index == self._fitted[-1]
+            channels = kept.get(self._pairs[index].writes, slice(None))
+            targets[index].append(given if is_feature else answer[:, channels])
+        return {index: torch.cat(parts) for index, parts in targets.items()}
+
+    def _calls(self, teacher: Classifier, inputs: Inputs) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """Run the teacher on each batch; give the place of each fitted layer, and the rows of its input and output."""
+        layers = [self._pairs[index].teacher for index in self._fitted]
+        for answers in _calls(teacher, inputs, layers):
+            for seed, (index, layer, (given, answer)) in enumerate(zip(self._fitted, layers, answers, strict=True)):
+                yield index, _inputs(layer, given, seed=seed), _outputs(layer, answer, seed=seed)
 
 
 def _fit(layer: nn.Module, student: Classifier, inputs: Inputs, targets: torch.Tensor, *, seed: int) -> None:
