@@ -87,16 +87,15 @@ class FewerChannels:
         """Return which channels are kept, by their number."""
         narrower = {pair.writes for pair in self._pairs if pair.is_narrower}
         readers = {index: Moments() for index in self._fitted if self._pairs[index].reads in narrower}
-        for index, given, _ in self._calls(teacher, inputs):
+        for index, given, _ in self._rows(teacher, inputs):
             if index in readers:
                 readers[index].add(given)
         kept = {}
         for number in narrower:
             own = [index for index in readers if self._pairs[index].reads == number]
             matrices = [(readers[index].covariance(), matrix(self._pairs[index].teacher)) for index in own]
-            kept[number] = kept_channels(
-                matrices, *map(width, (self._pairs[number].teacher, self._pairs[number].student))
-            )
+            pair = self._pairs[number]
+            kept[number] = kept_channels(matrices, width(pair.teacher), width(pair.student))
         return kept
 
     def _targets(
@@ -107,14 +106,14 @@ class FewerChannels:
         ``wants_features`` takes the input of the last layer in the place of its output.
         """
         targets: dict[int, list[torch.Tensor]] = {index: [] for index in self._fitted}
-        for index, given, answer in self._calls(teacher, inputs):
+        for index, given, answer in self._rows(teacher, inputs):
             is_feature = wants_features and index == self._fitted[-1]
             channels = kept.get(self._pairs[index].writes, slice(None))
             targets[index].append(given if is_feature else answer[:, channels])
         return {index: torch.cat(parts) for index, parts in targets.items()}
 
-    def _calls(self, teacher: Classifier, inputs: Inputs) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-        """Run the teacher on each batch; give the place of each fitted layer, and the rows of its input and output."""
+    def _rows(self, teacher: Classifier, inputs: Inputs) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """Run the teacher on each batch; give the position of each fitted layer, and rows of its input and output."""
         layers = [self._pairs[index].teacher for index in self._fitted]
         for answers in _calls(teacher, inputs, layers):
             for seed, (index, layer, (given, answer)) in enumerate(zip(self._fitted, layers, answers, strict=True)):

@@ -10,8 +10,7 @@ from torch import nn
 from zskd_fast.distillation.pruned_start.layers import INPUT, Call, Norm
 
 _SAME = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
-# Inputs of a unit; the matrix of all products of 4,608 takes 170 MB, and one is held for each layer behind a pruned
-# one.
+# Inputs of a unit. The matrix of all products of 4,608 takes 170 MB; there is one for each layer behind a pruned one.
 _MOST_INPUTS = 4608
 
 
@@ -27,9 +26,9 @@ class Pair:
     sources: frozenset[int]
     """Positions of the layers that it is given the outputs of, or `INPUT`."""
     reads: int
-    """Number of the channels that it is given: the first position of a layer that gives them, or `INPUT`."""
+    """Which channels it is given: the position of the first layer that gives them, or `INPUT`."""
     writes: int
-    """Number of the channels that it gives."""
+    """Which channels it gives, likewise."""
 
     @property
     def is_normalization(self) -> bool:
@@ -68,7 +67,7 @@ def pairs_of(teacher: list[Call], student: list[Call], input_channels: int) -> l
 
 
 def _channel_numbers(calls: list[Call]) -> list[int]:
-    """Return a number for the channels of each output, and at last for the input; equal ones have them in common."""
+    """Return a number for each output, and at last for the input; those with equal numbers have channels in common."""
     numbers = [*range(len(calls)), INPUT]
     for index, call in enumerate(calls):
         shared = {numbers[source] for source in call.sources}
