@@ -102,6 +102,20 @@ def test_the_resumed_bits_depend_on_adam_the_schedule_and_the_weights(path, chan
     assert same_tensors(resumed, distilled()[0]) == (change is None)
 
 
+def test_the_seconds_are_those_of_the_interrupted_run_too(path):
+    fit = {"checkpoint": path, "checkpoint_seconds": 0.0}
+    with pytest.raises(Stopped):
+        distilled(fit=fit | {"evaluate": stop_at(2), "evaluate_every": 4})
+    content = torch.load(path)
+    assert 0 < content["phase_seconds"]["student"] < content["seconds"]
+    torch.save(content | {"seconds": 100.0, "phase_seconds": {"student": 60.0, "io": 10.0}}, path)
+    _, history = distilled(fit=fit)
+    assert 100 < history.seconds < 130
+    assert history.phase_seconds["student"] > 60 and history.phase_seconds["io"] > 10
+    _, again = distilled(fit=fit)
+    assert again.seconds > 100 and again.phase_seconds["student"] == history.phase_seconds["student"]
+
+
 def test_a_finished_run_is_only_read(path):
     file = {"checkpoint": path}
     first, history = distilled(fit=file)
@@ -228,7 +242,7 @@ def test_a_checkpoint_is_a_file_of_torch_save_that_needs_no_code_to_be_read(path
     content = _stopped(path)
     assert set(content) == {
         *("identity", "step", "student", "optimizer", "scheduler"),
-        *("losses", "learning_rates", "evaluations"),
+        *("losses", "learning_rates", "evaluations", "seconds", "phase_seconds"),
     }
     assert content["step"] == len(content["losses"]) == len(content["learning_rates"]) == 8
     assert content["identity"]["student"]["seed"] == 1

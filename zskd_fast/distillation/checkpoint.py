@@ -17,7 +17,10 @@ from zskd_fast.config.serialization import by_another_version, differences, from
 from zskd_fast.errors import InputError
 from zskd_fast.runtime.files import write_atomically
 
-_KEYS = ("identity", "step", "student", "optimizer", "scheduler", "losses", "learning_rates", "evaluations")
+_KEYS = (
+    *("identity", "step", "student", "optimizer", "scheduler", "losses", "learning_rates", "evaluations"),
+    *("seconds", "phase_seconds"),
+)
 
 
 @dataclass
@@ -33,6 +36,14 @@ class TrainingState:
     evaluations: list[tuple[int, float]] = field(default_factory=list)
     step: int = 0
     """Steps done."""
+    phase_seconds: dict[str, float] = field(default_factory=dict)
+    """Of this call and of the interrupted ones before it; likewise ``seconds``."""
+    started: float = field(default_factory=time.perf_counter)
+    """When the run would have started if it had not been interrupted, on the clock of this process."""
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
 
     @classmethod
     def at_start(cls, student: nn.Module, recipe: DistillationRecipe, device: torch.device) -> TrainingState:
@@ -89,6 +100,8 @@ class Checkpoint:
             "losses": state.losses[: state.step].clone(),
             "learning_rates": state.learning_rates,
             "evaluations": state.evaluations,
+            "seconds": state.seconds,
+            "phase_seconds": state.phase_seconds,
         }
         data = io.BytesIO()
         torch.save(content, data)
@@ -119,6 +132,9 @@ class Checkpoint:
         state.losses[: state.step] = content["losses"]
         state.learning_rates = content["learning_rates"]
         state.evaluations = content["evaluations"]
+        state.started -= content["seconds"]
+        for phase, seconds in content["phase_seconds"].items():
+            state.phase_seconds[phase] = state.phase_seconds.get(phase, 0.0) + seconds
 
 
 class Saver:

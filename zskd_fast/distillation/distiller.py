@@ -179,6 +179,7 @@ class Distiller:
             self._layers_taken_over(),
         ):
             state = TrainingState.at_start(self._student.model, self.recipe, self.device)
+            state.started, state.phase_seconds = start, self.timer.seconds
             if file:
                 file.restore(state)
             saver = Saver(file, seconds=checkpoint_seconds, step=state.step) if file else None
@@ -188,8 +189,8 @@ class Distiller:
             loss=state.losses.tolist(),
             learning_rate=state.learning_rates,
             evaluations=state.evaluations,
-            seconds=time.perf_counter() - start,
-            phase_seconds=dict(self.timer.seconds),
+            seconds=state.seconds,
+            phase_seconds=dict(state.phase_seconds),
             notes=self._notes(data),
         )
 

@@ -46,10 +46,7 @@ class SynthesisRecord:
 
 @dataclass
 class DistillationRecord:
-    """The course of the distillation; after an interruption, the seconds are those since the last start.
-
-    loss, learning_rate: one per step; accuracies: (step, test accuracy).
-    """
+    """The course of the distillation. loss, learning_rate: one per step; accuracies: (step, test accuracy)."""
 
     seconds: float = 0.0
     phase_seconds: dict[str, float] = field(default_factory=dict)
