@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from zskd_fast.distillation.pruned_start.layers import is_frozen, is_same
+from zskd_fast.distillation.pruned_start.layers import has_plain_weight, is_frozen, is_same
 from zskd_fast.errors import InputError
 from zskd_fast.models.classifier import Classifier, frozen
 from zskd_fast.runtime.precision import full_float32
@@ -287,13 +287,10 @@ def _can_hold_product(own: _Call, teacher: _Call, student: nn.Module) -> bool:
     Both have to compute what `nn.Linear` does, and the student's weight has to be a parameter, not made of others nor
     frozen or used elsewhere. A student that is nothing but that layer has no place for a projection.
     """
-    if not _may_be_set(own.module, student) or not all(
-        type(call.module).forward is nn.Linear.forward for call in (own, teacher)
-    ):
+    are_linear = all(type(call.module).forward is nn.Linear.forward for call in (own, teacher))
+    if own.name == "" or not (are_linear and has_plain_weight(own.module) and _may_be_set(own.module, student)):
         return False
-    has_room = own.module.bias is not None or teacher.module.bias is None
-    parameters = {name for name, _ in own.module.named_parameters()}
-    return own.name != "" and has_room and "weight" in parameters and parameters <= {"weight", "bias"}
+    return own.module.bias is not None or teacher.module.bias is None
 
 
 def _can_learn(student: nn.Module, taken: list[_Call]) -> bool:

@@ -57,6 +57,12 @@ def is_same(teacher: nn.Module, student: nn.Module) -> bool:
     return type(teacher) is type(student) and teacher.extra_repr() == student.extra_repr() and shapes[0] == shapes[1]
 
 
+def has_plain_weight(layer: nn.Module) -> bool:
+    """Whether the parameters of a layer are its weight and, if it has one, its bias: none that they are made of."""
+    names = {name for name, _ in layer.named_parameters()}
+    return "weight" in names and names <= {"weight", "bias"}
+
+
 def copy_weights(source: nn.Module, layer: nn.Module, channels: torch.Tensor | slice | None = None) -> None:
     """Copy the parameters of a layer's own, or some channels of them; a layer with a frozen parameter keeps all.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from zskd_fast.distillation.pruned_start.layers import INPUT, Call, Norm
+from zskd_fast.distillation.pruned_start.layers import INPUT, Call, Norm, has_plain_weight
 
 _SAME = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 # Inputs of a unit. The matrix of all products of 4,608 takes 170 MB; there is one for each layer behind a pruned one.
@@ -103,8 +103,7 @@ def _is_same_but_for_width(teacher: Call, student: Call) -> bool:
         return isinstance(mine, type(theirs)) and theirs.affine == mine.affine and width(mine) <= width(theirs)
     if type(theirs) is not type(mine) or type(theirs) not in (nn.Conv2d, nn.Linear):
         return False
-    names = [{name for name, _ in layer.named_parameters()} for layer in (theirs, mine)]
-    if "weight" not in names[0] or names[0] != names[1] or not names[0] <= {"weight", "bias"}:
+    if not (has_plain_weight(theirs) and has_plain_weight(mine)) or (theirs.bias is None) != (mine.bias is None):
         return False
     if isinstance(theirs, nn.Conv2d):
         plain = theirs.groups == 1 and theirs.dilation == (1, 1) and theirs.padding_mode == "zeros"
