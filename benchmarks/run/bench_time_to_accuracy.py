@@ -112,13 +112,13 @@ def _run_plain(setup: Setup, recipe: Recipe, test: TestSet, seed: int, device: s
 
 def _set_first_weights(teacher: nn.Module, student: nn.Module, setup: Setup, x: Tensor, recipe: Recipe) -> None:
     """Start as the recipe does, by the package, on batches of the plain loop."""
-    models = Classifier(teacher, setup.input_spec), Classifier(student.train(), setup.input_spec, role="student")
-    start, distillation = pruned_start(*models), recipe.distillation
+    spec, distillation = setup.input_spec, recipe.distillation
+    start = pruned_start(Classifier(teacher, spec), Classifier(student.train(), spec, role="student"))
     assert start is not None
     count = start.num_inputs // distillation.batch_size
     drawn = [plain_distillation.draw_batch(x, distillation) for _ in range(count)]
     batches = [plain_distillation.augment(batch, distillation.augmentation) for batch in drawn]
-    start.set_weights(*models, lambda: batches)
+    start.set_weights(lambda: batches)
 
 
 @torch.no_grad()

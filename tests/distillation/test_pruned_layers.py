@@ -2,18 +2,13 @@
 
 import pytest
 import torch
-from small_models import VECTOR, vector_classifier
+from pruned import pruned
+from small_models import vector_classifier
 from torch import nn
 
 from zskd_fast.config.input_spec import InputSpec
-from zskd_fast.distillation.pruned_start import pruned_start
 from zskd_fast.models import ResNet8, ResNet20
-from zskd_fast.models.classifier import Classifier
 from zskd_fast.synthesis.batch_norm import batch_norms
-
-
-def _pruned(teacher, student):
-    return pruned_start(Classifier(teacher, VECTOR), Classifier(student, VECTOR, role="student"))
 
 
 class Blocks(nn.Module):
@@ -39,11 +34,11 @@ class Blocks(nn.Module):
 
 def test_a_student_with_some_of_its_teachers_layers_gets_copies_of_them():
     teacher, student = Blocks(3), Blocks(2, seed=1)
-    start = _pruned(teacher, student)
+    start = pruned(teacher, student)
     assert start.description == "the student's 8 layers are copies of 8 of the teacher's 11"
     student.last.requires_grad_(False)
     last = student.last.weight.clone()
-    start.set_weights(Classifier(teacher, VECTOR), Classifier(student, VECTOR, role="student"), lambda: [])
+    start.set_weights(lambda: [])
     assert torch.equal(student.scale, teacher.scale) and torch.equal(student.last.weight, last)
     for mine, source in zip(student.blocks, teacher.blocks, strict=False):
         assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), source.parameters(), strict=True))
@@ -54,11 +49,10 @@ def test_batch_normalization_gets_the_statistics_only_in_eval_mode_where_it_lear
     for layer in batch_norms(teacher):
         layer.running_mean.normal_()
         layer.running_var.uniform_(0.1, 2)
-    start = _pruned(teacher, student)
+    start = pruned(teacher, student)
     kept, learning = (block[1] for block in student.train().blocks)
     kept.eval()
-    models = Classifier(teacher, VECTOR), Classifier(student, VECTOR, role="student")
-    start.set_weights(*models, lambda: [], on_batch=True)
+    start.set_weights(lambda: [], on_batch=True)
     assert torch.equal(kept.running_mean, teacher.blocks[0][1].running_mean)
     assert torch.equal(kept.running_var, teacher.blocks[0][1].running_var)
     assert not learning.running_mean.any()
@@ -66,17 +60,16 @@ def test_batch_normalization_gets_the_statistics_only_in_eval_mode_where_it_lear
 
 def test_a_layer_that_both_models_call_several_times_gets_a_copy():
     teacher, student = Blocks(1, times=3), Blocks(1, times=2, seed=1)
-    start = _pruned(teacher, student)
+    start = pruned(teacher, student)
     assert start.description == "the student's 5 layers are copies of 5 of the teacher's 5"
-    start.set_weights(Classifier(teacher, VECTOR), Classifier(student, VECTOR, role="student"), lambda: [])
+    start.set_weights(lambda: [])
     assert torch.equal(student.blocks[0][0].weight, teacher.blocks[0][0].weight)
 
 
 def test_a_residual_network_gets_the_first_block_of_each_stage():
     color = InputSpec((3, 32, 32))
     teacher, student = ResNet20(), ResNet8()
-    theirs, mine = Classifier(teacher, color), Classifier(student, color, role="student")
-    pruned_start(theirs, mine).set_weights(theirs, mine, lambda: [])
+    pruned(teacher, student, color).set_weights(lambda: [])
     for stage in range(3):
         mine, source = student.features[3 + stage], teacher.features[3 + 3 * stage]
         assert torch.equal(mine.residual[3].weight, source.residual[3].weight)
@@ -106,4 +99,4 @@ def test_a_residual_network_gets_the_first_block_of_each_stage():
     ],
 )
 def test_a_student_with_other_layers_than_its_teacher_keeps_its_own_weights(teacher, student):
-    assert _pruned(teacher, student) is None
+    assert pruned(teacher, student) is None

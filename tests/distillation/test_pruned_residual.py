@@ -2,15 +2,13 @@
 
 import pytest
 import torch
-from small_models import VECTOR
-from students import labeling, started, vectors
+from pruned import labeling, pruned, started
+from students import vectors
 from torch import nn
 
 from zskd_fast.config.input_spec import InputSpec
-from zskd_fast.distillation.pruned_start import pruned_start
 from zskd_fast.distillation.pruned_start.least_squares import Moments, kept_channels
 from zskd_fast.models import ResNet20, ResNet20Half
-from zskd_fast.models.classifier import Classifier
 
 COLOR = InputSpec(shape=(3, 9, 7))
 
@@ -127,10 +125,6 @@ class ResidualNet(nn.Module):
         return self.last((self.shortcut(x) + self.halving(x)).relu().mean((2, 3)))
 
 
-def _pruned(teacher, student, spec=VECTOR):
-    return pruned_start(Classifier(teacher, spec), Classifier(student, spec, role="student"))
-
-
 def _without(readers, channels):
     """Let some of their channels add nothing to what the next layers give."""
     for reader in readers:
@@ -141,23 +135,23 @@ def _without(readers, channels):
 
 
 def test_a_residual_teacher_with_fewer_channels_is_found():
-    assert _pruned(Skipping(8), Skipping(4)).description == "3 layers of the teacher, pruned to the student's widths"
-    assert _pruned(Gated(8), Gated(4)) is not None
-    assert _pruned(InputAdded(8), InputAdded(4)) is not None
-    assert _pruned(ResidualNet(), ResidualNet(4, 5), COLOR).description.startswith("7 layers")
-    assert _pruned(ResidualNet(), ResidualNet(6, 5), COLOR) is not None
-    assert _pruned(ResNet20(), ResNet20Half(), InputSpec((3, 32, 32))).description.startswith("22 layers")
+    assert pruned(Skipping(8), Skipping(4)).description == "3 layers of the teacher, pruned to the student's widths"
+    assert pruned(Gated(8), Gated(4)) is not None
+    assert pruned(InputAdded(8), InputAdded(4)) is not None
+    assert pruned(ResidualNet(), ResidualNet(4, 5), COLOR).description.startswith("7 layers")
+    assert pruned(ResidualNet(), ResidualNet(6, 5), COLOR) is not None
+    assert pruned(ResNet20(), ResNet20Half(), InputSpec((3, 32, 32))).description.startswith("22 layers")
 
 
 @pytest.mark.parametrize("kind", [Reversing, Rolling, Concatenating, Doubling, Ending, Unused])
 def test_a_student_in_which_channels_are_not_added_one_by_one_keeps_its_own_weights(kind):
-    assert _pruned(kind(8), kind(4)) is None
+    assert pruned(kind(8), kind(4)) is None
 
 
 @pytest.mark.parametrize(("teacher", "student"), [(Skipping(8), Gated(4)), (Skipping(8), Concatenating(4))])
 def test_a_gate_may_stand_for_a_sum_but_no_concatenation(teacher, student):
     """Both use the channels one by one; what the layers have to give is fitted."""
-    assert (_pruned(teacher, student) is not None) == isinstance(student, Gated)
+    assert (pruned(teacher, student) is not None) == isinstance(student, Gated)
 
 
 # ---------------------------------------------------------------------------------------------- the weights

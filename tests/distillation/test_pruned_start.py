@@ -6,36 +6,17 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import VECTOR, distillation_recipe
-from students import Stopped, labeling, started, stop_at, vectors
+from pruned import labeling, mlp, pruned, seeded, started, without
+from small_models import VECTOR
+from students import vectors
 from torch import nn
 
 from zskd_fast.config.input_spec import InputSpec
-from zskd_fast.config.recipe_files import changed, load_recipe
-from zskd_fast.distillation.distiller import Distiller
-from zskd_fast.distillation.pruned_start import fewer_channels, pruned_start
 from zskd_fast.distillation.pruned_start.least_squares import Moments, kept_channels
-from zskd_fast.errors import InputError
 from zskd_fast.models import LeNet5, LeNet5Half
-from zskd_fast.models.classifier import Classifier
-from zskd_fast.models.user_models import ASSETS, ModelSource, load_classifier
-from zskd_fast.real_data.evaluation import accuracy, load_test_set
 
 COLOR = InputSpec(shape=(3, 9, 7))
 GRAY = InputSpec(shape=(1, 32, 32))
-
-
-def _seeded(build, seed):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build()
-
-
-def _mlp(first=8, second=6, *, seed=0, inputs=6):
-    layers = lambda: nn.Sequential(  # noqa: E731
-        *(nn.Linear(inputs, first), nn.ReLU(inplace=True), nn.Linear(first, second), nn.Tanh(), nn.Linear(second, 4))
-    )
-    return _seeded(layers, seed)
 
 
 def _conv_net(first=6, second=8, *, seed=0, **options):
@@ -45,7 +26,7 @@ def _conv_net(first=6, second=8, *, seed=0, **options):
         *(nn.MaxPool2d(2), nn.Conv2d(first, second, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten()),
         *(nn.Linear(second * 4, 10), nn.BatchNorm1d(10), nn.ReLU(), nn.Linear(10, 4)),
     )
-    model = _seeded(layers, seed)
+    model = seeded(layers, seed)
     for norm in (model[1], model[8]):  # as if they had been trained
         norm.weight.data.copy_(torch.linspace(0.5, 1.5, norm.num_features))
         norm.bias.data.copy_(torch.linspace(0.3, -0.3, norm.num_features))
@@ -61,18 +42,6 @@ class Repeating(nn.Module):
 
     def forward(self, x):
         return self.last(self.second(self.second(self.first(x)).relu()))
-
-
-class LeavingOut(nn.Module):
-    """Leaves out its second layer in train mode."""
-
-    def __init__(self, width):
-        super().__init__()
-        self.first, self.second, self.last = nn.Linear(6, width), nn.Linear(width, width), nn.Linear(width, 4)
-
-    def forward(self, x):
-        x = self.first(x)
-        return self.last(x if self.training else self.second(x))
 
 
 class Standardized(nn.Linear):
@@ -123,7 +92,7 @@ class Scaled(nn.Module):
 
     def __init__(self, width):
         super().__init__()
-        self.layers, self.scale = _mlp(width), nn.Parameter(torch.ones(4))
+        self.layers, self.scale = mlp(width), nn.Parameter(torch.ones(4))
 
     def forward(self, x):
         return self.layers(x) * self.scale
@@ -200,19 +169,6 @@ class Recurrent(nn.Module):
         return self.last(OnlyForward.apply(self.first(x)[0]))
 
 
-def _pruned(teacher, student, spec=VECTOR):
-    return pruned_start(Classifier(teacher, spec), Classifier(student, spec, role="student"))
-
-
-def _without(teacher, channels):
-    """Return the teacher with channels of its first two layers that add nothing to what the next layer gives."""
-    layers = [layer for layer in teacher if isinstance(layer, nn.Conv2d | nn.Linear)]
-    with torch.no_grad():
-        for layer, following, dead in zip(layers, layers[1:], channels, strict=False):
-            following.weight.flatten(1).unflatten(1, (len(layer.weight), -1))[:, dead] = 0
-    return teacher
-
-
 def _colors(count=512, seed=0):
     return torch.rand(count, *COLOR.shape, generator=torch.Generator().manual_seed(seed))
 
@@ -226,23 +182,23 @@ def _residual(given, wanted):
 
 
 def test_a_teacher_with_fewer_channels_is_found_whatever_lies_between_its_layers():
-    assert _pruned(_mlp(), _mlp(4)).description == "3 layers of the teacher, pruned to the student's widths"
-    assert _pruned(_mlp(), _mlp(8, 3)) is not None
-    assert _pruned(_conv_net(), _conv_net(3, 4), COLOR).description.startswith("4 layers")
-    assert _pruned(LeNet5(), LeNet5Half(), GRAY).description.startswith("5 layers")
+    assert pruned(mlp(), mlp(4)).description == "3 layers of the teacher, pruned to the student's widths"
+    assert pruned(mlp(), mlp(8, 3)) is not None
+    assert pruned(_conv_net(), _conv_net(3, 4), COLOR).description.startswith("4 layers")
+    assert pruned(LeNet5(), LeNet5Half(), GRAY).description.startswith("5 layers")
 
 
 @pytest.mark.parametrize(
     ("teacher", "student", "spec"),
     [
-        (_mlp(), _mlp(), VECTOR),
-        (_mlp(), _mlp(10, 3), VECTOR),
-        (_mlp(), nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 4)), VECTOR),
-        (_conv_net(), nn.Sequential(nn.Flatten(), _mlp(3, inputs=189)), COLOR),
+        (mlp(), mlp(), VECTOR),
+        (mlp(), mlp(10, 3), VECTOR),
+        (mlp(), nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 4)), VECTOR),
+        (_conv_net(), nn.Sequential(nn.Flatten(), mlp(3, inputs=189)), COLOR),
         (_conv_net(padding_mode="circular"), _conv_net(3, padding_mode="circular"), COLOR),
         (Repeating(8), Repeating(4), VECTOR),
         (Scaled(8), Scaled(4), VECTOR),
-        (torch.jit.script(_mlp()), _mlp(4), VECTOR),
+        (torch.jit.script(mlp()), mlp(4), VECTOR),
         (_tied(8), _tied(4), VECTOR),
         (_subclass(8), _subclass(4), VECTOR),
         (_weight_normed(8), _weight_normed(4), VECTOR),
@@ -266,7 +222,7 @@ def test_a_teacher_with_fewer_channels_is_found_whatever_lies_between_its_layers
     ],
 )
 def test_any_other_student_keeps_its_own_weights(teacher, student, spec):
-    assert _pruned(teacher, student, spec) is None
+    assert pruned(teacher, student, spec) is None
 
 
 # ---------------------------------------------------------------------------------------------- the weights
@@ -275,13 +231,13 @@ def test_any_other_student_keeps_its_own_weights(teacher, student, spec):
 @pytest.mark.parametrize(
     ("teacher", "student", "dead", "x", "spec"),
     [
-        (_mlp(), _mlp(5, 4, seed=1), [[0, 3, 7], [1, 2]], vectors(512), VECTOR),
+        (mlp(), mlp(5, 4, seed=1), [[0, 3, 7], [1, 2]], vectors(512), VECTOR),
         (_conv_net(), _conv_net(4, 5, seed=1), [[1, 4], [0, 6, 7]], _colors(), COLOR),
     ],
     ids=["linear layers", "convolutions and normalization"],
 )
 def test_a_teacher_whose_other_channels_add_nothing_is_reproduced(teacher, student, dead, x, spec):
-    teacher = _without(teacher, dead)
+    teacher = without(teacher, dead)
     student = started(teacher, student, x, spec)
     with labeling(teacher):
         torch.testing.assert_close(student(x), teacher(x), rtol=1e-2, atol=1e-2)
@@ -289,7 +245,7 @@ def test_a_teacher_whose_other_channels_add_nothing_is_reproduced(teacher, stude
 
 def test_a_layer_is_fitted_to_what_the_student_gives_it():
     """So it makes up for channels that are missing before: its logits are the best that a linear layer can give."""
-    teacher, student, x = _mlp(16, 12), _mlp(6, 5, seed=1), vectors(512)
+    teacher, student, x = mlp(16, 12), mlp(6, 5, seed=1), vectors(512)
     started(teacher, student, x)
     with labeling(teacher):
         wanted, given = teacher(x), F.pad(student[:4](x), (0, 1), value=1.0)
@@ -299,7 +255,7 @@ def test_a_layer_is_fitted_to_what_the_student_gives_it():
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_the_channel_is_dropped_that_the_next_layer_can_do_without(size):
+def test_the_channel_is_dropped_that_the_next_layer_can_dowithout(size):
     """Its output is computed from the other channels by least squares, so one that equals their sum is not needed."""
     x = torch.randn(200, 4 * size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 3
     x[:, 2 * size : 3 * size] += x[:, :size] - 2 * x[:, 3 * size :]
@@ -317,16 +273,16 @@ def test_the_channel_is_dropped_that_the_next_layer_can_do_without(size):
 
 
 def test_a_teacher_in_sixteen_bits_gives_a_student_in_thirty_two_its_weights():
-    student = started(_without(_mlp(), [[0, 3, 7], [1, 2]]).bfloat16(), _mlp(5, 4, seed=1), vectors(512))
-    with labeling(wanted := _without(_mlp(), [[0, 3, 7], [1, 2]])):
+    student = started(without(mlp(), [[0, 3, 7], [1, 2]]).bfloat16(), mlp(5, 4, seed=1), vectors(512))
+    with labeling(wanted := without(mlp(), [[0, 3, 7], [1, 2]])):
         torch.testing.assert_close(student(vectors(64)), wanted(vectors(64)), rtol=0.1, atol=0.05)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 255.0])
 def test_the_unit_of_the_inputs_does_not_matter(scale):
-    teacher = _without(_mlp(), [[0, 3, 7], [1, 2]])
+    teacher = without(mlp(), [[0, 3, 7], [1, 2]])
     teacher[0].weight.data /= scale
-    student = started(teacher, _mlp(5, 4, seed=1), scale * vectors(512))
+    student = started(teacher, mlp(5, 4, seed=1), scale * vectors(512))
     with labeling(teacher):
         torch.testing.assert_close(student(scale * vectors(64)), teacher(scale * vectors(64)), rtol=1e-2, atol=1e-2)
 
@@ -334,10 +290,10 @@ def test_the_unit_of_the_inputs_does_not_matter(scale):
 def test_as_many_inputs_are_asked_for_as_a_fit_needs():
     """A fit on as many inputs as a unit has would be exact there and useless elsewhere."""
     spec, widths = InputSpec((20,)), (1500, 700)
-    assert _pruned(_mlp(inputs=20), _mlp(4, inputs=20), spec).num_inputs == 4096
-    assert _pruned(_mlp(1500, inputs=20), _mlp(700, inputs=20), spec).num_inputs == 7 * 750
+    assert pruned(mlp(inputs=20), mlp(4, inputs=20), spec).num_inputs == 4096
+    assert pruned(mlp(1500, inputs=20), mlp(700, inputs=20), spec).num_inputs == 7 * 750
     x = torch.randn(7 * 750 + 512, 20, generator=torch.Generator().manual_seed(0))
-    teacher, student = (_mlp(width, inputs=20) for width in widths)
+    teacher, student = (mlp(width, inputs=20) for width in widths)
     started(teacher, student, x[512:], spec)
     with labeling(teacher):
         wanted = teacher(x[:512])
@@ -358,7 +314,7 @@ def test_a_layer_with_a_frozen_parameter_keeps_all_of_its_own(index, name):
 
 
 def test_normalization_that_stays_in_eval_mode_gets_the_statistics_of_the_channels_kept():
-    teacher, student = _without(_conv_net(), [[1, 4]]), _conv_net(4, 5, seed=1)
+    teacher, student = without(_conv_net(), [[1, 4]]), _conv_net(4, 5, seed=1)
     teacher[1].running_mean.copy_(torch.arange(6.0))
     student[1].eval().train = lambda mode=True: student[1]
     started(teacher, student, _colors(), COLOR)
@@ -368,85 +324,10 @@ def test_normalization_that_stays_in_eval_mode_gets_the_statistics_of_the_channe
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_frozen_layers_and_the_teacher_stay_as_they_are(dtype):
-    teacher, student = _mlp().to(dtype), _mlp(8, 3, seed=1)
+    teacher, student = mlp().to(dtype), mlp(8, 3, seed=1)
     student[0].requires_grad_(False)
     before = copy.deepcopy(teacher.state_dict()), student[0].weight.clone(), student[2].weight.clone()
     started(teacher, student, vectors(512))
     assert all(torch.equal(before[0][name], tensor) for name, tensor in teacher.state_dict().items())
     assert torch.equal(student[0].weight, before[1]) and not torch.equal(student[2].weight, before[2])
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in (*teacher, *student))
-
-
-# --------------------------------------------------------------------------------------- in a distillation
-
-
-def _distiller(teacher, student, *, seed=1, **recipe):
-    numbers = {"pruned_start": True, "student_dropout": False, "steps": 1, "max_learning_rate": 1e-9} | recipe
-    return Distiller(teacher, student, VECTOR, distillation_recipe(**numbers), seed=seed)
-
-
-def _fit(teacher, student, *, fit=None, **recipe):
-    history = _distiller(teacher, student, **recipe).fit(vectors(512), **{"progress": False} | (fit or {}))
-    return student.eval(), history
-
-
-@pytest.mark.parametrize("shared_layers", [True, False])
-def test_a_student_with_fewer_features_starts_from_the_teachers_with_and_without_a_projection(shared_layers):
-    """A projection in front of the teacher's last layer is fitted, too, and multiplied into the student's own."""
-    teacher, x = _without(_mlp(), [[0, 3, 7], [1, 2]]).eval(), vectors(64)
-    student, history = _fit(teacher, _mlp(5, 4, seed=1), shared_layers=shared_layers)
-    torch.testing.assert_close(student(x), teacher(x), rtol=1e-2, atol=1e-2)
-    assert history.notes["pruned start"] == "3 layers of the teacher, pruned to the student's widths"
-    assert history.phase_seconds["pruned start"] > 0
-
-
-def test_a_student_that_leaves_out_a_layer_in_train_mode_is_refused_in_a_sentence():
-    with pytest.raises(InputError, match=r"leaves out a layer in train mode.*pruned_start to false"):
-        _fit(LeavingOut(8), LeavingOut(5))
-
-
-@pytest.mark.parametrize("seconds", [0, 60])
-def test_a_start_that_takes_its_time_shows_how_far_it_is(seconds, monkeypatch, capsys):
-    monkeypatch.setattr(fewer_channels, "_SHOWN_AFTER_SECONDS", seconds)
-    _fit(_mlp(), _mlp(5, seed=1), fit={"progress": True})
-    assert ("pruned start: 100%" in capsys.readouterr().err) == (seconds == 0)
-
-
-def test_without_it_the_student_starts_from_its_own_weights():
-    student, history = _fit(_mlp(), _mlp(5, 4, seed=1), pruned_start=False)
-    torch.testing.assert_close(student.state_dict(), _mlp(5, 4, seed=1).state_dict())
-    assert "pruned start" not in history.notes
-
-
-def test_a_resumed_run_continues_from_what_was_learned(tmp_path):
-    recipe = {"steps": 6, "max_learning_rate": 0.01}
-    whole, _ = _fit(_mlp(), _mlp(5, seed=1), **recipe)
-    file = {"checkpoint": tmp_path / "checkpoint", "checkpoint_seconds": 0.0}
-    with pytest.raises(Stopped):
-        _fit(_mlp(), _mlp(5, seed=1), fit=file | {"evaluate": stop_at(2), "evaluate_every": 2}, **recipe)
-    resumed, _ = _fit(_mlp(), _mlp(5, seed=1), fit=file, **recipe)
-    assert all(torch.equal(tensor, resumed.state_dict()[name]) for name, tensor in whole.state_dict().items())
-
-
-def test_dropout_that_stays_on_does_not_change_what_a_seed_gives():
-    def dropping(first, seed=0):
-        model = _mlp(first, seed=seed)
-        return nn.Sequential(*model[:2], nn.Dropout(0.2), *model[2:])
-
-    students = []
-    for state in range(2):
-        torch.manual_seed(state)
-        students.append(_fit(dropping(8), dropping(5, 1), student_dropout=True)[0])
-    torch.testing.assert_close(students[0].state_dict(), students[1].state_dict(), rtol=0, atol=0)
-
-
-def test_a_lenet_half_reads_digits_before_it_has_learned_anything():
-    """The shipped teacher, dead leaves as the only inputs, one step at a learning rate of almost 0."""
-    source = ModelSource(model="zskd_fast.models:LeNet5", weights=ASSETS / "lenet5-mnist.safetensors")
-    teacher = load_classifier(source, GRAY)
-    student = _seeded(LeNet5Half, 1)
-    changes = {"distillation.steps": 1, "distillation.max_learning_rate": 1e-9}
-    recipe = changed(load_recipe("fast"), changes).distillation
-    Distiller(teacher, student, GRAY, recipe, seed=1).fit(torch.rand(64, 1, 32, 32), progress=False)
-    digits = load_test_set(ASSETS / "mnist-t10k", GRAY)
-    assert accuracy(Classifier(student, GRAY, role="student"), digits.inputs, digits.labels) > 0.97

@@ -1,16 +1,11 @@
 """Small students, distilled in a moment."""
 
-import contextlib
-
 import torch
 from small_models import VECTOR, distillation_recipe, vector_classifier
 from torch import nn
 
 from zskd_fast.distillation.distiller import Distiller
 from zskd_fast.distillation.history import DistillationHistory
-from zskd_fast.distillation.pruned_start import pruned_start
-from zskd_fast.models.classifier import Classifier, frozen
-from zskd_fast.synthesis.batch_norm import on_batch_statistics
 
 # Forward passes of each model before the first step: those of the probe.
 PROBED = 2
@@ -35,23 +30,6 @@ def distilled(
     distiller = Distiller(teacher, student, input_spec, distillation_recipe(**recipe), seed=seed)
     impressions = vectors() if impressions is None else impressions
     return student, distiller.fit(impressions, **{"progress": False} | (fit or {}))
-
-
-def started(teacher, student, x, spec=VECTOR) -> nn.Module:
-    """Return the student with its first weights from the teacher, in train mode."""
-    theirs, mine = Classifier(teacher, spec), Classifier(student, spec, role="student")
-    start = pruned_start(theirs, mine)
-    with frozen(teacher):
-        student.train()
-        start.set_weights(theirs, mine, lambda: x.split(64), on_batch=True)
-    return student
-
-
-@contextlib.contextmanager
-def labeling(teacher):
-    """Run the teacher as it labels a batch."""
-    with frozen(teacher), on_batch_statistics(teacher), torch.no_grad():
-        yield
 
 
 def recorded(module: nn.Module) -> list[torch.Tensor]:

@@ -230,9 +230,7 @@ class Distiller:
         projection = self.shared.projection if self.shared else None
         seed_torch(self.device, f"{self.seed}:start")  # for a student with dropout
         with self.timer("pruned start"):
-            pruned.set_weights(
-                self._teacher, self._student, inputs, projection, on_batch=self._labels_on_batch, shown=shown
-            )
+            pruned.set_weights(inputs, projection, on_batch=self._labels_on_batch, shown=shown)
 
     def _training_step(self, batches: Batches, data: _Data, world: World) -> TrainingStep:
         return TrainingStep(

@@ -40,8 +40,8 @@ class FewerChannels:
     then keep the same channels.
     """
 
-    def __init__(self, pairs: list[Pair]):
-        self._pairs = pairs
+    def __init__(self, teacher: Classifier, student: Classifier, pairs: list[Pair]):
+        self._teacher, self._student, self._pairs = teacher, student, pairs
         self._fitted = [index for index, pair in enumerate(pairs) if not pair.is_normalization]
         self.description = f"{len(self._fitted)} layers of the teacher, pruned to the student's widths"
         """For a summary."""
@@ -51,26 +51,19 @@ class FewerChannels:
     def of(cls, teacher: Classifier, student: Classifier) -> FewerChannels | None:
         """Return what sets the weights; None if the student is not its teacher with fewer channels."""
         pairs = pairs_of(calls(teacher), calls(student), teacher.input_spec.shape[0])
-        return cls(pairs) if pairs else None
+        return cls(teacher, student, pairs) if pairs else None
 
     @torch.no_grad()
     def set_weights(
-        self,
-        teacher: Classifier,
-        student: Classifier,
-        inputs: Inputs,
-        projection: nn.Module | None = None,
-        *,
-        on_batch: bool = False,
-        shown: bool = False,
+        self, inputs: Inputs, projection: nn.Module | None = None, *, on_batch: bool = False, shown: bool = False
     ) -> None:
         """Set the weights; see `PrunedStart`."""
         layers = len(self._pairs)
         bar = progress_bar("pruned start", total=layers, unit="layer", shown=shown, delay=_SHOWN_AFTER_SECONDS)
         with full_float32(), bar:
-            with on_batch_statistics(teacher.model) if on_batch else contextlib.nullcontext():
-                kept = self._kept(teacher, inputs)
-                targets = self._targets(teacher, inputs, kept, wants_features=projection is not None)
+            with on_batch_statistics(self._teacher.model) if on_batch else contextlib.nullcontext():
+                kept = self._kept(inputs)
+                targets = self._targets(inputs, kept, wants_features=projection is not None)
             left_alone: set[int] = set()
             for index, pair in enumerate(self._pairs):
                 channels = kept.get(pair.writes, slice(None))
@@ -80,14 +73,14 @@ class FewerChannels:
                 elif pair.is_normalization:
                     copy_weights(pair.teacher, layer, channels)
                 else:
-                    _fit(layer, student, inputs, targets[index], seed=self._fitted.index(index))
+                    _fit(layer, self._student, inputs, targets[index], seed=self._fitted.index(index))
                 bar.update()
 
-    def _kept(self, teacher: Classifier, inputs: Inputs) -> dict[int, torch.Tensor]:
+    def _kept(self, inputs: Inputs) -> dict[int, torch.Tensor]:
         """Return which channels are kept, by their number."""
         narrower = {pair.writes for pair in self._pairs if pair.is_narrower}
         readers = {index: Moments() for index in self._fitted if self._pairs[index].reads in narrower}
-        for index, given, _ in self._rows(teacher, inputs):
+        for index, given, _ in self._rows(inputs):
             if index in readers:
                 readers[index].add(given)
         kept = {}
@@ -99,23 +92,23 @@ class FewerChannels:
         return kept
 
     def _targets(
-        self, teacher: Classifier, inputs: Inputs, kept: dict[int, torch.Tensor], *, wants_features: bool
+        self, inputs: Inputs, kept: dict[int, torch.Tensor], *, wants_features: bool
     ) -> dict[int, torch.Tensor]:
         """Return what each fitted layer of the teacher gives in the channels that are kept: rows [S, channels].
 
         ``wants_features`` takes the input of the last layer in the place of its output.
         """
         targets: dict[int, list[torch.Tensor]] = {index: [] for index in self._fitted}
-        for index, given, answer in self._rows(teacher, inputs):
+        for index, given, answer in self._rows(inputs):
             is_feature = wants_features and index == self._fitted[-1]
             channels = kept.get(self._pairs[index].writes, slice(None))
             targets[index].append(given if is_feature else answer[:, channels])
         return {index: torch.cat(parts) for index, parts in targets.items()}
 
-    def _rows(self, teacher: Classifier, inputs: Inputs) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    def _rows(self, inputs: Inputs) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
         """Run the teacher on each batch; give the position of each fitted layer, and rows of its input and output."""
         layers = [self._pairs[index].teacher for index in self._fitted]
-        for answers in _calls(teacher, inputs, layers):
+        for answers in _calls(self._teacher, inputs, layers):
             for seed, (index, layer, (given, answer)) in enumerate(zip(self._fitted, layers, answers, strict=True)):
                 yield index, _inputs(layer, given, seed=seed), _outputs(layer, answer, seed=seed)
 

@@ -40,14 +40,7 @@ class FewerLayers:
 
     @torch.no_grad()
     def set_weights(
-        self,
-        teacher: Classifier,
-        student: Classifier,
-        inputs: Inputs,
-        projection: nn.Module | None = None,
-        *,
-        on_batch: bool = False,
-        shown: bool = False,
+        self, inputs: Inputs, projection: nn.Module | None = None, *, on_batch: bool = False, shown: bool = False
     ) -> None:
         """Copy the weights; see `PrunedStart`."""
         for layer, source in self._sources.items():

@@ -21,14 +21,7 @@ class PrunedStart(Protocol):
     """Inputs that are needed; 0 if nothing is fitted."""
 
     def set_weights(
-        self,
-        teacher: Classifier,
-        student: Classifier,
-        inputs: Inputs,
-        projection: nn.Module | None = None,
-        *,
-        on_batch: bool = False,
-        shown: bool = False,
+        self, inputs: Inputs, projection: nn.Module | None = None, *, on_batch: bool = False, shown: bool = False
     ) -> None:
         """Set the weights of the student, which is in train mode; a layer with a frozen parameter keeps its own.
 
